@@ -1,0 +1,1 @@
+"""Golden model, Verilator harness and cocotb benches."""
