@@ -105,6 +105,11 @@ class AcceleratorConfig:
             self._check(
                 low <= value <= high and value & (value - 1) == 0, name, f"a power of two from {low} to {high}"
             )
+        if self.tile_bytes % self.bus_bytes:
+            raise ConfigError(
+                f"rows * col_slot ({self.rows} * {self.col_slot}) must be a multiple of the bus word "
+                f"({self.bus_bytes} bytes), not {self.tile_bytes}: choose more rows or a narrower bus"
+            )
         for name in ("weight_fifo_bytes", "stream_fifo_bytes"):
             self._check(
                 getattr(self, name) >= 4 * self.tile_bytes,

@@ -196,6 +196,8 @@ class Field:
     width: int
     doc: str
     enum: type[enum.IntEnum] | None = None
+    low: int = 0
+    """Smallest legal value (after patches); the sequencer stops with ILLEGAL_FIELD below it."""
 
     @property
     def mask(self) -> int:
@@ -207,10 +209,15 @@ def _f(name: str, word: int, lsb: int, width: int, doc: str, enum_: type[enum.In
     return Field(name, word, lsb, width, doc, enum_)
 
 
+def _c(name: str, word: int, lsb: int, width: int, doc: str) -> Field:
+    """Return a count: a field that must be at least one."""
+    return Field(name, word, lsb, width, doc + " At least one.", low=1)
+
+
 _READ = (
     _f("offset", 3, 0, 32, "Byte offset from the base register; a multiple of the bus word."),
-    _f("bytes", 4, 0, 32, "Contiguous bytes of each run; a multiple of the bus word, at least one."),
-    _f("count", 5, 0, 16, "Runs, at least one."),
+    _c("bytes", 4, 0, 32, "Contiguous bytes of each run; a multiple of the bus word."),
+    _c("count", 5, 0, 16, "Runs."),
     _f("base", 5, 16, 3, "Base register."),
     _f("stride", 6, 0, 32, "Bytes from the start of one run to the next; a multiple of the bus word."),
 )
@@ -220,7 +227,7 @@ FIELDS: dict[Op, tuple[Field, ...]] = {
     Op.END: (),
     Op.LDREGS: (
         _f("offset", 3, 0, 32, "Byte offset from the base register; a multiple of 64."),
-        _f("count", 5, 0, 16, "Registers to load, from register 0 on; 1 to 128."),
+        _c("count", 5, 0, 16, "Registers to load, from register 0 on; 1 to 128."),
         _f("base", 5, 16, 3, "Base register."),
     ),
     Op.WEIGHT: _READ,
@@ -232,25 +239,25 @@ FIELDS: dict[Op, tuple[Field, ...]] = {
         _f("dst_stride", 7, 16, 16, "Words from the start of one run to the next."),
     ),
     Op.MATMUL: (
-        _f("k", 3, 0, 16, "Tiles along the reduction (R each), at least one."),
+        _c("k", 3, 0, 16, "Tiles along the reduction (R each)."),
         _f("bank", 3, 16, 1, "Accumulator bank."),
         _f("stream", 3, 17, 1, "1: tiles come from the stream FIFO, 0: from the weight FIFO."),
         _f("accumulate", 3, 18, 1, "1: add to the accumulators, 0: the first tile overwrites them."),
-        _f("n", 4, 0, 16, "Tiles along the outputs (C each), at least one."),
-        _f("groups", 4, 16, 16, "Outermost loop (KV heads), at least one."),
+        _c("n", 4, 0, 16, "Tiles along the outputs (C each)."),
+        _c("groups", 4, 16, 16, "Outermost loop (KV heads)."),
         _f("act", 5, 0, 16, "First activation word."),
         _f("act_group", 5, 16, 16, "Activation words from one group to the next."),
-        _f("rows_outer", 6, 0, 16, "Outer row loop, at least one."),
-        _f("rows_inner", 6, 16, 16, "Inner row loop, at least one."),
+        _c("rows_outer", 6, 0, 16, "Outer row loop."),
+        _c("rows_inner", 6, 16, 16, "Inner row loop."),
         _f("act_outer", 7, 0, 16, "Activation words from one outer row to the next."),
         _f("act_inner", 7, 16, 16, "Activation words from one inner row to the next."),
         _f("acc", 8, 0, 16, "First accumulator row; group, n and row follow each other."),
     ),
     Op.VECTOR: (
-        _f("n", 3, 0, 16, "Elements of a row, at least one."),
-        _f("m", 3, 16, 16, "Outer rows, at least one."),
+        _c("n", 3, 0, 16, "Elements of a row."),
+        _c("m", 3, 16, 16, "Outer rows."),
         _f("limit", 4, 0, 16, "Valid elements of outer row 0 (more than n: all); the others count as zero."),
-        _f("h", 4, 16, 16, "Inner rows (heads), at least one."),
+        _c("h", 4, 16, 16, "Inner rows (heads)."),
         _f("source", 5, 0, 2, "Operand A.", Source),
         _f("bank", 5, 2, 1, "Accumulator bank of A."),
         _f("scale", 5, 3, 2, "First multiplier.", Scale),
@@ -289,10 +296,10 @@ FIELDS: dict[Op, tuple[Field, ...]] = {
         _f("offset", 3, 0, 32, "Byte offset from the base register of element 0 of row 0."),
         _f("element", 4, 0, 2, "Element size.", Element),
         _f("base", 4, 4, 3, "Base register."),
-        _f("n", 5, 0, 16, "Elements of a row, as in the VECTOR that feeds it."),
-        _f("m", 5, 16, 16, "Outer rows."),
-        _f("h", 6, 0, 16, "Inner rows."),
-        _f("run", 6, 16, 16, "Contiguous elements of a run, at least one."),
+        _c("n", 5, 0, 16, "Elements of a row, as in the VECTOR that feeds it."),
+        _c("m", 5, 16, 16, "Outer rows."),
+        _c("h", 6, 0, 16, "Inner rows."),
+        _c("run", 6, 16, 16, "Contiguous elements of a run."),
         _f("stride_m", 7, 0, 32, "Bytes from one outer row to the next."),
         _f("stride_h", 8, 0, 32, "Bytes from one inner row to the next."),
         _f("stride_run", 9, 0, 32, "Bytes from one run of a row to the next."),

@@ -1,0 +1,49 @@
+"""Payload shapes that several blocks share; the operand layouts come from the instruction set's definition."""
+
+from __future__ import annotations
+
+from amaranth import signed, unsigned
+from amaranth.lib import data
+
+from tilewright_hw.arch.isa import FIELDS, OPERAND_WORD, Op
+
+F24 = unsigned(24)
+"""One float element: sign in bit 23, exponent in bits 15 to 22, fraction in bits 0 to 14."""
+
+
+def operands(op: Op) -> data.StructLayout:
+    """Return the operands of `op` as a struct: one member per field, in definition order."""
+    return data.StructLayout({f.name: unsigned(f.width) for f in FIELDS[op]})
+
+
+def unpack_operands(op: Op, words):
+    """Return a Value of layout `operands(op)` from the instruction's 16 words (an array view of 32-bit values)."""
+    from amaranth import Cat
+
+    assert all(f.word >= OPERAND_WORD for f in FIELDS[op])
+    return operands(op)(Cat(words[f.word][f.lsb : f.lsb + f.width] for f in FIELDS[op]))
+
+
+def vector_word(lanes: int) -> data.ArrayLayout:
+    """Return the shape of one word of the row and the parameter buffer: L floats."""
+    return data.ArrayLayout(F24, lanes)
+
+
+def bytes_word(count: int) -> data.ArrayLayout:
+    """Return the shape of a row of int8."""
+    return data.ArrayLayout(signed(8), count)
+
+
+def sums_word(cols: int) -> data.ArrayLayout:
+    """Return the shape of one accumulator row: C int32."""
+    return data.ArrayLayout(signed(32), cols)
+
+
+def store_word(lanes: int) -> data.ArrayLayout:
+    """Return the shape of the store stream: L elements, each in the low bits of 32."""
+    return data.ArrayLayout(unsigned(32), lanes)
+
+
+def buffer_write(word) -> data.StructLayout:
+    """Return the payload that writes one word of a buffer: address and word."""
+    return data.StructLayout({"addr": unsigned(16), "data": word})
