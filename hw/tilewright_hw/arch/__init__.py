@@ -4,6 +4,8 @@ Pure Python: nothing here imports Amaranth, and gateware, golden model, compiler
 """
 
 from tilewright_hw.arch.config import PRESETS, AcceleratorConfig, ConfigError
+from tilewright_hw.arch.device import Device
+from tilewright_hw.arch.errors import DeviceError, InputError, TilewrightError
 from tilewright_hw.arch.isa import Instruction, Op, Unit, assemble, disassemble
 from tilewright_hw.arch.registers import REGISTERS, ErrorCode, Register
 
@@ -12,10 +14,14 @@ __all__ = [
     "REGISTERS",
     "AcceleratorConfig",
     "ConfigError",
+    "Device",
+    "DeviceError",
     "ErrorCode",
+    "InputError",
     "Instruction",
     "Op",
     "Register",
+    "TilewrightError",
     "Unit",
     "assemble",
     "disassemble",

@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from tilewright_hw.arch.errors import InputError
 
-class ConfigError(ValueError):
+
+class ConfigError(InputError):
     """A configuration that cannot be built; the message names the field, the rule and the value."""
 
 
@@ -103,7 +105,9 @@ class AcceleratorConfig:
         ):
             value = getattr(self, name)
             self._check(
-                low <= value <= high and value & (value - 1) == 0, name, f"a power of two from {low} to {high}"
+                low <= value <= high and value & (value - 1) == 0,
+                name,
+                f"a power of two from {low} to {high}",
             )
         if self.tile_bytes % self.bus_bytes:
             raise ConfigError(
@@ -117,7 +121,8 @@ class AcceleratorConfig:
                 f"at least four weight tiles ({4 * self.tile_bytes} bytes)",
             )
         self._check(
-            self.burst_beats & (self.burst_beats - 1) == 0 and self.burst_beats * self.bus_bytes <= 4096
+            self.burst_beats & (self.burst_beats - 1) == 0
+            and self.burst_beats * self.bus_bytes <= 4096
             and self.burst_beats <= 256,
             "burst_beats",
             f"a power of two of at most {min(256, 4096 // self.bus_bytes)} (a burst stays within 4 KiB)",
@@ -159,7 +164,9 @@ class AcceleratorConfig:
     def preset(cls, name: str) -> AcceleratorConfig:
         """Return the named preset; ConfigError lists the names if it is unknown."""
         if name not in PRESETS:
-            raise ConfigError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}, or a .toml file")
+            raise ConfigError(
+                f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}, or a .toml file"
+            )
         return PRESETS[name]
 
     @classmethod
@@ -182,7 +189,9 @@ class AcceleratorConfig:
         known = {f.name for f in fields(cls)}
         for key in table:
             if key not in known:
-                raise ConfigError(f"unknown configuration field {key!r}: choose from {', '.join(sorted(known))}")
+                raise ConfigError(
+                    f"unknown configuration field {key!r}: choose from {', '.join(sorted(known))}"
+                )
         return replace(start, **table)
 
     @classmethod

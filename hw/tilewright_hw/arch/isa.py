@@ -15,6 +15,8 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tilewright_hw.arch.errors import InputError
+
 WORDS = 16
 """32-bit words of an instruction."""
 BYTES = 4 * WORDS
@@ -205,7 +207,9 @@ class Field:
         return (1 << self.width) - 1
 
 
-def _f(name: str, word: int, lsb: int, width: int, doc: str, enum_: type[enum.IntEnum] | None = None) -> Field:
+def _f(
+    name: str, word: int, lsb: int, width: int, doc: str, enum_: type[enum.IntEnum] | None = None
+) -> Field:
     return Field(name, word, lsb, width, doc, enum_)
 
 
@@ -219,7 +223,13 @@ _READ = (
     _c("bytes", 4, 0, 32, "Contiguous bytes of each run; a multiple of the bus word."),
     _c("count", 5, 0, 16, "Runs."),
     _f("base", 5, 16, 3, "Base register."),
-    _f("stride", 6, 0, 32, "Bytes from the start of one run to the next; a multiple of the bus word."),
+    _f(
+        "stride",
+        6,
+        0,
+        32,
+        "Bytes from the start of one run to the next; a multiple of the bus word.",
+    ),
 )
 
 FIELDS: dict[Op, tuple[Field, ...]] = {
@@ -310,7 +320,7 @@ FIELDS: dict[Op, tuple[Field, ...]] = {
 }  # fmt: skip
 
 
-class InstructionError(ValueError):
+class InstructionError(InputError):
     """An instruction that cannot be encoded, or bytes that are not one."""
 
 
@@ -345,7 +355,9 @@ class Instruction:
         words[0] = int(self.op)
         for unit, distance in self.waits.items():
             if not 0 <= distance <= MAX_WAIT:
-                raise InstructionError(f"{self.op.name}: wait on {unit.name} must be 0 to {MAX_WAIT}, not {distance}")
+                raise InstructionError(
+                    f"{self.op.name}: wait on {unit.name} must be 0 to {MAX_WAIT}, not {distance}"
+                )
             words[0] |= distance << (8 + 4 * unit)
         known = {f.name: f for f in FIELDS[self.op]}
         for name, value in self.fields.items():
@@ -356,12 +368,18 @@ class Instruction:
                 raise InstructionError(f"{self.op.name}.{name} must be 0 to {f.mask}, not {value}")
             words[f.word] |= int(value) << f.lsb
         if len(self.patches) > PATCHES:
-            raise InstructionError(f"{self.op.name}: at most {PATCHES} patches, not {len(self.patches)}")
+            raise InstructionError(
+                f"{self.op.name}: at most {PATCHES} patches, not {len(self.patches)}"
+            )
         for i, (name, register) in enumerate(self.patches):
             if name not in known or known[name].lsb != 0:
-                raise InstructionError(f"{self.op.name}.{name} cannot be patched: it must start at bit 0 of its word")
+                raise InstructionError(
+                    f"{self.op.name}.{name} cannot be patched: it must start at bit 0 of its word"
+                )
             if not 0 <= register < REG_COUNT:
-                raise InstructionError(f"{self.op.name}: register must be 0 to {REG_COUNT - 1}, not {register}")
+                raise InstructionError(
+                    f"{self.op.name}: register must be 0 to {REG_COUNT - 1}, not {register}"
+                )
             words[1 + i // 2] |= (known[name].word | register << 4) << (16 * (i % 2))
         return struct.pack("<16I", *words)
 
@@ -467,5 +485,8 @@ def _parse_words(words: list[str], comment: str) -> Instruction:
 
 def disassemble(data: bytes) -> str:
     """Return assembly text that `assemble` turns back into the same bytes."""
-    lines = (format_instruction(Instruction.decode(data[i : i + BYTES])) for i in range(0, len(data), BYTES))
+    lines = (
+        format_instruction(Instruction.decode(data[i : i + BYTES]))
+        for i in range(0, len(data), BYTES)
+    )
     return "\n".join(lines) + "\n"

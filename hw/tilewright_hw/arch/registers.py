@@ -41,12 +41,27 @@ def _map() -> dict[str, Register]:
     table: list[tuple[str, int, str, str]] = [
         ("IDENTITY", 0x000, "ro", f"Reads 0x{IDENTITY:08x} (ASCII TWLR)."),
         ("VERSION", 0x004, "ro", "Interface version: major, minor, patch in bytes 2, 1, 0."),
-        ("SHAPE", 0x008, "ro", "rows in bits 0-7, cols in 8-15, lanes in 16-23, bus bytes in 24-31."),
-        ("CAPACITY", 0x00C, "ro", "log2 of acc_rows, act_words, row_words, param_words in bytes 0 to 3."),
+        (
+            "SHAPE",
+            0x008,
+            "ro",
+            "rows in bits 0-7, cols in 8-15, lanes in 16-23, bus bytes in 24-31.",
+        ),
+        (
+            "CAPACITY",
+            0x00C,
+            "ro",
+            "log2 of acc_rows, act_words, row_words, param_words in bytes 0 to 3.",
+        ),
         ("CAPACITY2", 0x010, "ro", "log2 of stat_entries in byte 0, ingest in byte 1."),
         ("CONTROL", 0x020, "wo", "Bit 0: start (ignored while busy)."),
         ("STATUS", 0x024, "ro", "Bit 0: busy. Bit 1: done (since the last start). Bit 2: error."),
-        ("ERROR", 0x028, "ro", "Error code (0: none); cleared by reset only, as the units are left as they stood."),
+        (
+            "ERROR",
+            0x028,
+            "ro",
+            "Error code (0: none); cleared by reset only, as the units are left as they stood.",
+        ),
         ("ERROR_PC", 0x02C, "ro", "Index of the instruction last fetched when the error was seen."),
         ("IRQ_ENABLE", 0x030, "rw", "Bit 0: interrupt when done. Bit 1: interrupt on error."),
         ("IRQ_STATUS", 0x034, "w1c", "Bit 0: done. Bit 1: error."),
@@ -73,9 +88,18 @@ COUNTERS: tuple[tuple[str, str], ...] = (
     ("MATRIX_BUSY", "The same for the matrix unit."),
     ("VECTOR_BUSY", "The same for the vector unit."),
     ("STORE_BUSY", "The same for the store unit."),
-    ("MATRIX_WAIT_DEPENDENCY", "Cycles in which the matrix unit idles while its next instruction waits for a unit."),
-    ("MATRIX_WAIT_TILE", "Cycles in which the matrix unit has an instruction but no tile to stream."),
-    ("VECTOR_WAIT_DEPENDENCY", "Cycles in which the vector unit idles while its next instruction waits for a unit."),
+    (
+        "MATRIX_WAIT_DEPENDENCY",
+        "Cycles in which the matrix unit idles while its next instruction waits for a unit.",
+    ),
+    (
+        "MATRIX_WAIT_TILE",
+        "Cycles in which the matrix unit has an instruction but no tile to stream.",
+    ),
+    (
+        "VECTOR_WAIT_DEPENDENCY",
+        "Cycles in which the vector unit idles while its next instruction waits for a unit.",
+    ),
     ("VECTOR_WAIT_STORE", "Cycles in which the vector unit waits for room in the store stream."),
     ("READ_IDLE", "Cycles in which no read is outstanding."),
 )
