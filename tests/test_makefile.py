@@ -171,7 +171,7 @@ def fake_installer(monkeypatch: pytest.MonkeyPatch, output: str) -> None:
         ("error: Failed to fetch: `https://pypi.org/simple/numpy/`", "index cannot be reached"),
         ("OSError: [Errno 28] No space left on device", "the disk is full"),
         ("ERROR: No matching distribution found for numpy", "No matching distribution found"),
-        ("boom", "the installer failed (all that it said is in"),
+        ("boom", "the installer failed (all that was said is in"),
     ],
 )
 def test_a_failed_installation_is_one_line(

@@ -39,7 +39,7 @@ _NO_INDEX = re.compile(
 )
 _NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
 _PROGRESS = re.compile(
-    r"^\s*(Collecting|Downloading|Building|Installing|Installed|Prepared|Resolved|Successfully) "
+    r"^\s*(Downloading|Using cached|Building|Installing|Installed|Prepared|Resolved) "
 )
 # The extra that brings the others, so that `make demo` after `make test` installs nothing.
 _CONTAINED = {"dev": {"rtl", "zig", "fpga", "interactive"}}
@@ -191,9 +191,10 @@ def explain(text: str, log: Path) -> str:
             "the package index cannot be reached: check the network, the proxy and pip's settings, "
             f"and run the command again (all that was said is in {log})"
         )
-    errors = [line.strip() for line in text.splitlines() if re.match(r"\s*(ERROR|error|×)", line)]
-    reason = errors[-1] if errors else "the installer failed"
-    return f"{reason} (all that it said is in {log})"
+    for pattern in (r"\s*ERROR: (.*)", r"\s*error: (.*)", r"\s*× (.*)"):  # pip's, and uv's last two
+        if reasons := re.findall(rf"^{pattern}", text, re.M):
+            return f"{reasons[-1].strip()} (all that was said is in {log})"
+    return f"the installer failed (all that was said is in {log})"
 
 
 def run_logged(command: Sequence[str], log: Path) -> None:
