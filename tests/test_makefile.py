@@ -198,21 +198,23 @@ def test_set_up_is_done_once(commands: list[list[str]], checkout: Path) -> None:
     assert commands[-1][-1] == f"{checkout}[dev,rtl]"
 
 
-def test_an_installation_that_is_cut_off_is_done_again(
-    commands: list[list[str]], checkout: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_set_up_that_is_cut_off_is_done_anew(
+    commands: list[list[str]],
+    checkout: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert setup.main([]) == 0
-    (checkout / "pyproject.toml").write_text("second")
-
     def interrupted(command: list[str], log: Path) -> None:
         raise KeyboardInterrupt
 
+    assert setup.main([]) == 0
+    (checkout / "pyproject.toml").write_text("second")
     with monkeypatch.context() as patch:
         patch.setattr(setup, "run_logged", interrupted)
         assert setup.main([]) == 130
-    (checkout / "pyproject.toml").write_text("first")
     assert setup.main([]) == 0
-    assert len(commands) == 3
+    assert ["venv" in command for command in commands] == [True, False, True, False]
+    assert "the last set-up was cut off" in capsys.readouterr().out
 
 
 def test_a_moved_checkout_gets_a_new_environment(commands: list[list[str]], checkout: Path) -> None:

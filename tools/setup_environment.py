@@ -276,20 +276,37 @@ def set_up(root: Path, extras: Sequence[str]) -> None:
     if stamp is not None and stamp.covers(wanted) and venv_python(venv).exists():
         return
     start = time.monotonic()
+    # Outside the environment, as making that may be cut off too; a half-installed package looks
+    # whole to pip.
+    unfinished = root / ".cache" / "setup.unfinished"
+    if unfinished.exists() and venv.exists():
+        say(f"the last set-up was cut off: making {venv.name} anew")
+        shutil.rmtree(venv)
     if venv.exists() and not serves(venv, stamp, wanted):
         discard(venv, stamp, wanted)
-        stamp = None
+    unfinished.touch()
     log = root / "build" / LOG
-    if not venv_python(venv).exists():
+    if not venv.exists():
+        stamp = None
         make_venv(venv, log)
+    try:
+        install(root, wanted, stamp, log)
+    except SetupError:
+        unfinished.unlink()  # an installer that fails by itself takes back what it did
+        raise
+    unfinished.unlink()
+    say(f"done in {time.monotonic() - start:.0f} s")
+
+
+def install(root: Path, wanted: Stamp, stamp: Stamp | None, log: Path) -> None:
+    """Install the project into its environment, which has the extras of the stamp already."""
+    venv = root / ".venv"
     if stamp is not None:  # what is there already stays there, at the new pyproject's versions
         wanted = dataclasses.replace(wanted, extras=tuple(sorted({*wanted.extras, *stamp.extras})))
-    (venv / STAMP).unlink(missing_ok=True)  # an installation that is cut off leaves no stamp
     what = f".[{','.join(wanted.extras)}]" if wanted.extras else "."
     say(f"installing {what} (the first time this downloads some packages)")
     run_logged([*installer(venv), "-e", f"{root}{what[1:]}"], log)
     wanted.write(venv)
-    say(f"done in {time.monotonic() - start:.0f} s")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
