@@ -1,0 +1,1 @@
+"""From a model to what the accelerator runs: memory layout, tiling, program."""

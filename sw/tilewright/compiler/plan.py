@@ -1,0 +1,190 @@
+"""Tiling: how many rows a program works on, how matrices are cut into passes, and where rows lie on chip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tilewright.compiler.emit import Region
+from tilewright.compiler.layout import ceil_div
+from tilewright.model import LlamaSpec
+from tilewright_hw.arch import AcceleratorConfig, InputError
+
+MAX_BLOCK = 64
+"""Rows of the largest prefill block: each needs a sequencer register for its token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiling:
+    """Upper bounds for the tiling; results do not depend on them. None: as large as the buffers allow.
+
+    Parameters
+    ----------
+    block_rows : int or None
+        Rows of a prefill block.
+    chunk_tiles : int or None
+        Output tiles of one pass of a matrix product.
+    kv_heads : int or None
+        KV heads of one pass of attention.
+    """
+
+    block_rows: int | None = None
+    chunk_tiles: int | None = None
+    kv_heads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("block_rows", "chunk_tiles", "kv_heads"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise InputError(f"tiling: {name} must be a positive integer, not {value!r}")
+
+
+class Space:
+    """A bump allocator over one on-chip buffer; `mark`/`release` reuse what a finished phase held."""
+
+    def __init__(self, name: str, size: int, start: int = 0) -> None:
+        self.name, self.size, self.top = name, size, start
+
+    def take(self, size: int, what: str) -> Region:
+        """Reserve `size` words; InputError if the buffer is too small."""
+        if self.top + size > self.size:
+            raise InputError(
+                f"the {self.name} buffer ({self.size} words) is too small: {what} needs {size} words more than "
+                f"the {self.top} in use; choose a configuration with a larger one"
+            )
+        region = Region(self.name, self.top, size)
+        self.top += size
+        return region
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes and places for a program that works on m rows with up to t keys each.
+
+    Rows of the row buffer are in words of L floats, of the activation buffer in words of R int8; `w_*` and `k_*` are
+    the words of one row in them.
+    """
+
+    m: int
+    t: int
+    chunk_tiles: int
+    kv_chunk: int
+    head_words: int
+    x: Region
+    normed: Region
+    qkv: Region
+    heads_out: Region
+    scores: Region
+    hidden: Region
+    act_x: Region
+    act_q: Region
+    act_p: Region
+    act_o: Region
+    act_h: Region
+    norms: tuple[Region, Region]
+    scales: tuple[Region, Region]
+    rope: Region
+    key_scales: Region
+    value_scales: Region
+    stats: dict[str, Region]
+
+
+def padded_head(spec: LlamaSpec, config: AcceleratorConfig) -> int:
+    """Columns that one head takes in the row buffer: head_dim rounded up to whole words."""
+    return ceil_div(spec.head_dim, config.lanes) * config.lanes
+
+
+def make_plan(spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling) -> Plan:
+    """Plan a program of m rows and up to t keys; InputError if it does not fit the configuration."""
+    for kv in range(min(tiling.kv_heads or spec.kv_heads, spec.kv_heads), 0, -1):
+        try:
+            return _place(spec, config, m, t, kv, tiling)
+        except InputError:
+            if kv == 1:
+                raise
+    raise AssertionError("unreachable")
+
+
+def largest_block(spec: LlamaSpec, config: AcceleratorConfig, t: int, tiling: Tiling) -> int:
+    """Return the most rows whose plan fits; InputError if not even one does."""
+    limit = min(tiling.block_rows or MAX_BLOCK, MAX_BLOCK, t)
+
+    def fits(m: int) -> bool:
+        try:
+            make_plan(spec, config, m, t, tiling)
+        except InputError:
+            return False
+        return True
+
+    if not fits(1):
+        make_plan(spec, config, 1, t, tiling)
+    return _bisect(1, limit, fits)
+
+
+def _bisect(low: int, high: int, good: Callable[[int], bool]) -> int:
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if good(middle) else (low, middle - 1)
+    return low
+
+
+def _place(spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, kv: int, tiling: Tiling) -> Plan:
+    lanes, r, c = config.lanes, config.rows, config.cols
+    head = padded_head(spec, config) // lanes
+    total_heads = spec.heads + 2 * spec.kv_heads
+    w_dim, w_ffn, w_t = (ceil_div(v, lanes) for v in (spec.dim, spec.ffn, t))
+    hc = kv * spec.group
+
+    acc = kv * spec.group * m * max(ceil_div(t, c), ceil_div(spec.head_dim, c))
+    if acc > config.acc_rows:
+        raise InputError(
+            f"{t} keys of one KV head for {m} rows need {acc} accumulator rows; acc_rows is {config.acc_rows}"
+        )
+
+    row = Space("row", config.row_words)
+    x = row.take(m * w_dim, "the residual stream")
+    normed = row.take(m * w_dim, "the normalised rows")
+    shared = row.top
+    qkv = row.take(m * total_heads * head, "queries, keys and values")
+    heads_out = row.take(m * spec.heads * head, "the attention's output")
+    scores = row.take(m * hc * w_t, "attention scores")
+    hidden = Space("row", config.row_words, shared).take(m * w_ffn, "the feed-forward rows")
+
+    act = Space("act", config.act_words)
+    act_x = act.take(m * ceil_div(spec.dim, r), "quantised rows")
+    act_q = act.take(m * spec.heads * ceil_div(spec.head_dim, r), "quantised queries")
+    act_p = act.take(m * hc * ceil_div(t, r), "quantised probabilities")
+    act_o = act.take(m * ceil_div(spec.heads * head * lanes, r), "the quantised attention output")
+    act_h = act.take(m * ceil_div(spec.ffn, r), "quantised feed-forward rows")
+
+    param = Space("param", config.param_words)
+    norms = (param.take(w_dim, "a norm's weights"), param.take(w_dim, "a norm's weights"))
+    rope = param.take(m * head, "rotary factors")
+    key_scales = param.take(kv * w_t_bytes(t, config), "key scales")
+    value_scales = param.take(kv * w_t_bytes(t, config), "value scales")
+    tile_words = c // lanes
+    widest = ceil_div(max(total_heads * head * lanes, spec.ffn, spec.dim, spec.vocab), c)
+    chunk = min(config.acc_rows // m, (param.size - param.top) // (2 * tile_words), widest)
+    chunk = min(chunk, tiling.chunk_tiles or chunk)
+    if chunk < 1:
+        raise InputError(f"a block of {m} rows leaves no room for a matrix product's columns")
+    scales = (param.take(chunk * tile_words, "scales"), param.take(chunk * tile_words, "scales"))
+
+    stat = Space("stat", config.stat_entries)
+    sizes = {
+        "x": m, "rms": m, "sx": m, "sh": m, "so": m,
+        "sq": m * (spec.heads + spec.kv_heads), "sv": m * spec.kv_heads,
+        "max": m * hc, "sum": m * hc, "sp": m * hc,
+    }  # fmt: skip
+    if spec.heads + spec.kv_heads > 255:
+        raise InputError(f"heads + kv_heads must be at most 255, not {spec.heads + spec.kv_heads}")
+    stats = {name: stat.take(size, "row statistics") for name, size in sizes.items()}
+    return Plan(
+        m, t, chunk, kv, head, x, normed, qkv, heads_out, scores, hidden, act_x, act_q, act_p, act_o, act_h,
+        norms, scales, rope, key_scales, value_scales, stats,
+    )  # fmt: skip
+
+
+def w_t_bytes(t: int, config: AcceleratorConfig) -> int:
+    """Parameter words that one KV head's scales of t tokens take (their bfloat16 run is whole bus words)."""
+    return ceil_div(ceil_div(2 * t, config.bus_bytes) * config.bus_bytes // 2, config.lanes)

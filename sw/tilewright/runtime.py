@@ -1,0 +1,203 @@
+"""Runs a compiled model on a device: loads the image, feeds tokens, reads logits. Knows no particular device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.compiler.image import LOGIT_ROWS, ModelImage
+from tilewright.compiler.layout import ceil_div
+from tilewright.compiler.llama import TOKEN_REGISTER, LlamaCompiler, Positions
+from tilewright.compiler.plan import Tiling, largest_block
+from tilewright.model import Checkpoint, Floats
+from tilewright_hw.arch import (
+    REGISTERS,
+    AcceleratorConfig,
+    Device,
+    DeviceError,
+    ErrorCode,
+    InputError,
+)
+from tilewright_hw.arch.isa import BASES
+from tilewright_hw.arch.registers import COUNTERS, IDENTITY
+
+
+@dataclass
+class Counters:
+    """Sums of the hardware counters over runs (all 0 on the golden device, which has no notion of time)."""
+
+    values: dict[str, int] = field(default_factory=lambda: {name: 0 for name, _ in COUNTERS})
+
+    def add(self, other: dict[str, int]) -> None:
+        """Add one run's counters."""
+        for name, value in other.items():
+            self.values[name] += value
+
+    def __getitem__(self, name: str) -> int:
+        return self.values[name]
+
+
+def run_program(device: Device, address: int, max_cycles: int) -> dict[str, int]:
+    """Run the program at a byte address; returns the counters.
+
+    DeviceError if the accelerator stops with an error or is not done within `max_cycles`.
+    """
+    reg = REGISTERS
+    device.write_register(reg["PROGRAM_LO"].address, address & 0xFFFFFFFF)
+    device.write_register(reg["PROGRAM_HI"].address, address >> 32)
+    device.write_register(reg["IRQ_ENABLE"].address, 3)
+    device.write_register(reg["CONTROL"].address, 1)
+    device.wait(max_cycles)
+    status = device.read_register(reg["STATUS"].address)
+    if status & 4:
+        code = device.read_register(reg["ERROR"].address)
+        pc = device.read_register(reg["ERROR_PC"].address)
+        name = ErrorCode(code).name if code in ErrorCode._value2member_map_ else "unknown"
+        raise DeviceError(
+            f"the {device.name} device stopped with error {code} ({name}) near instruction {pc}",
+            code,
+        )
+    if not status & 2:
+        raise DeviceError(f"the {device.name} device was not done after {max_cycles} cycles")
+    device.write_register(reg["IRQ_STATUS"].address, 3)
+    return {name: device.read_register(reg[f"COUNT_{name}"].address) for name, _ in COUNTERS}
+
+
+def check_identity(device: Device) -> None:
+    """Check that the device is a Tilewright of the configuration it claims; DeviceError otherwise."""
+    identity = device.read_register(REGISTERS["IDENTITY"].address)
+    if identity != IDENTITY:
+        raise DeviceError(f"register IDENTITY must read 0x{IDENTITY:08x}, not 0x{identity:08x}: not a Tilewright")
+    c = device.config
+    expected = c.rows | c.cols << 8 | c.lanes << 16 | c.bus_bytes << 24
+    shape = device.read_register(REGISTERS["SHAPE"].address)
+    if shape != expected:
+        raise DeviceError(f"register SHAPE must read 0x{expected:08x} for {c.name}, not 0x{shape:08x}")
+
+
+def set_bases(device: Device) -> None:
+    """Point base register i at i * 4 GiB, as compiled programs expect."""
+    for i in range(BASES):
+        device.write_register(REGISTERS[f"BASE{i}_LO"].address, 0)
+        device.write_register(REGISTERS[f"BASE{i}_HI"].address, i)
+
+
+class Engine:
+    """A model on a device: one sequence, its KV cache in device memory.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        The model.
+    device : Device
+        Where it runs; its memory is allocated anew.
+    tiling : Tiling
+        Bounds for the tiling; results do not depend on it.
+    progress : callable
+        Called with (done, total) while weights are quantised and loaded.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: Device,
+        tiling: Tiling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.spec, self.device, self.tiling = checkpoint.spec, device, tiling or Tiling()
+        self.image = ModelImage(self.spec, device.config)
+        self.compiler = LlamaCompiler(self.image, self.tiling)
+        self._decode = self.compiler.decode()
+        self._programs: dict[tuple[int, int, str], bytes] = {}
+        self._loaded = b""
+        self.position = 0
+        self.counters = Counters()
+        device.allocate(self.image.size)
+        check_identity(device)
+        set_bases(device)
+        self.image.write(checkpoint, device.write_memory, progress)
+
+    @property
+    def config(self) -> AcceleratorConfig:
+        """The device's configuration."""
+        return self.device.config
+
+    def reset(self) -> None:
+        """Start a new sequence (the cache is overwritten as it goes)."""
+        self.position = 0
+
+    def feed(self, tokens: Sequence[int], logits: str = "last") -> Floats:
+        """Run tokens from the current position on; returns float32 logits.
+
+        logits: 'last' gives (vocab,) after the last token, 'all' gives (tokens, vocab).
+        InputError on a token outside the vocabulary or past the context.
+        """
+        self._check(tokens)
+        rows = []
+        done = 0
+        while done < len(tokens):
+            m = min(len(tokens) - done, self._block_rows(self.position, len(tokens) - done))
+            last = done + m == len(tokens)
+            want = "all" if logits == "all" else "last" if last else "none"
+            self._run_block(tokens[done : done + m], want)
+            if want != "none":
+                rows.append(self._read_logits(m if want == "all" else 1))
+            done += m
+            self.position += m
+        return np.concatenate(rows) if logits == "all" else rows[-1][0]
+
+    def _check(self, tokens: Sequence[int]) -> None:
+        if not len(tokens):
+            raise InputError("at least one token must be given")
+        for token in tokens:
+            if not 0 <= int(token) < self.spec.vocab:
+                raise InputError(f"token ids must be 0 to {self.spec.vocab - 1}, not {token}")
+        if self.position + len(tokens) > self.spec.context:
+            raise InputError(f"{self.position} + {len(tokens)} tokens exceed the context of {self.spec.context} tokens")
+
+    def _block_rows(self, position: int, tokens: int) -> int:
+        return largest_block(self.spec, self.config, position + tokens, self.tiling) if tokens > 1 else 1
+
+    def _run_block(self, tokens: Sequence[int], logits: str) -> None:
+        m = len(tokens)
+        positions = Positions(self.image, m, None)
+        offsets = [int(t) * self.image.embedding_row for t in tokens]
+        arguments = np.zeros(TOKEN_REGISTER + m, np.uint32)
+        values = positions.arguments(self.position)
+        arguments[: len(values)] = values
+        arguments[TOKEN_REGISTER:] = offsets
+        self.device.write_memory(self.image.arguments.start, arguments.view(np.uint8))
+        self._load(self._program(m, logits))
+        keys = self.position + m
+        self.counters.add(run_program(self.device, self.image.program.start, self._cycle_limit(m, keys)))
+
+    def _program(self, m: int, logits: str) -> bytes:
+        if m == 1 and logits == "last":
+            return self._decode
+        key = (self.position, m, logits)
+        if key not in self._programs:
+            self._programs[key] = self.compiler.prefill(self.position, m, logits)
+        return self._programs[key]
+
+    def _load(self, program: bytes) -> None:
+        if program is self._loaded:
+            return
+        if len(program) > self.image.program.size:
+            raise InputError(f"the program has {len(program)} bytes; there is room for {self.image.program.size}")
+        self.device.write_memory(self.image.program.start, program)
+        self._loaded = program
+
+    def _cycle_limit(self, m: int, keys: int) -> int:
+        """Return a bound far above what any run may take: no run hangs."""
+        beats = self.image.size // self.config.bus_bytes
+        work = beats * ceil_div(m, 4) + self.spec.layers * self.spec.heads * keys * m
+        return 10_000_000 + 100 * work
+
+    def _read_logits(self, rows: int) -> Floats:
+        assert rows <= LOGIT_ROWS
+        stride = self.image.logits_row
+        raw: NDArray[np.uint8] = self.device.read_memory(self.image.logits.start, rows * stride)
+        return raw.view(np.float32).reshape(rows, stride // 4)[:, : self.spec.vocab].copy()
