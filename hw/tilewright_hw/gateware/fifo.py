@@ -1,0 +1,104 @@
+"""Elastic storage on streams: a FIFO in block RAM and a register stage."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import fifo, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+
+class StreamFifo(wiring.Component):
+    """First in, first out: `o` repeats what `i` took, in order.
+
+    Flow control: both streams obey valid/ready; one item enters and one leaves per cycle while the
+    FIFO is neither full nor empty. `i.ready` does not depend on `o.ready`, so a chain has no long path.
+
+    Latency: an item that enters an empty FIFO is offered two cycles later.
+
+    Storage is a memory with one synchronous read and one write port (a block RAM if it is large),
+    whose output register holds the item offered.
+
+    Parameters
+    ----------
+    shape : shape-like
+        Shape of an item.
+    depth : int
+        Items held, at least 2.
+
+    Members
+    -------
+    i, o : stream of shape
+        Input and output.
+    level : unsigned, out
+        Items held.
+    """
+
+    LATENCY = 2
+
+    def __init__(self, shape, depth):
+        if not isinstance(depth, int) or isinstance(depth, bool):
+            raise TypeError(f"FIFO depth must be an integer, not {depth!r}")
+        if depth < 2:
+            raise ValueError(f"FIFO depth must be at least 2, not {depth!r}")
+        self.shape = shape
+        self.depth = depth
+        super().__init__(
+            {
+                "i": In(stream.Signature(shape)),
+                "o": Out(stream.Signature(shape)),
+                "level": Out(range(depth + 1)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        item = Cat(self.i.payload)
+        m.submodules.fifo = store = fifo.SyncFIFOBuffered(width=len(item), depth=self.depth)
+        m.d.comb += [
+            store.w_data.eq(item),
+            store.w_en.eq(self.i.valid),
+            self.i.ready.eq(store.w_rdy),
+            Cat(self.o.payload).eq(store.r_data),
+            self.o.valid.eq(store.r_rdy),
+            store.r_en.eq(self.o.ready),
+            self.level.eq(store.level),
+        ]
+        return m
+
+
+class StreamBuffer(wiring.Component):
+    """A register stage that cuts every path between `i` and `o`: all outputs are registers.
+
+    Flow control: one item per cycle; holds two items, so that ready may be a register.
+
+    Latency: one cycle.
+
+    Parameters
+    ----------
+    shape : shape-like
+        Shape of an item.
+
+    Members
+    -------
+    i, o : stream of shape
+        Input and output.
+    """
+
+    LATENCY = 1
+
+    def __init__(self, shape):
+        self.shape = shape
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform):
+        m = Module()
+        full = Signal()
+        spare = Signal.like(self.i.payload)
+        m.d.comb += self.i.ready.eq(~full)
+        with m.If(self.o.ready | ~self.o.valid):
+            m.d.sync += [self.o.valid.eq(self.i.valid | full), full.eq(0)]
+            with m.If(full | self.i.valid):
+                m.d.sync += Cat(self.o.payload).eq(Mux(full, Cat(spare), Cat(self.i.payload)))
+        with m.Elif(self.i.valid & ~full):
+            m.d.sync += [full.eq(1), Cat(spare).eq(Cat(self.i.payload))]
+        return m
