@@ -1,0 +1,202 @@
+"""Tokenizers: text to token ids and back, for Hugging Face folders and llama2.c files."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tilewright_hw.arch import InputError
+
+MAX_FILE = 256 << 20
+"""Bytes of the largest tokenizer file that is read."""
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back."""
+
+    vocab: int
+    """Number of ids."""
+    bos: int | None
+    """The id put in front of every prompt, if any."""
+    eos: frozenset[int]
+    """Ids that end a text."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a prompt, with BOS in front if the tokenizer has one."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids; special ids have none, bytes that are no UTF-8 become U+FFFD."""
+
+
+class HuggingFaceTokenizer:
+    """A `tokenizer.json`, with BOS and EOS from the configuration files beside it."""
+
+    def __init__(self, path: Path, bos: int | None, eos: frozenset[int]) -> None:
+        from tokenizers import Tokenizer as Fast
+
+        try:
+            if path.stat().st_size > MAX_FILE:
+                raise InputError(f"{path} must be at most {MAX_FILE >> 20} MiB")
+            self._fast: Any = Fast.from_file(str(path))
+        except OSError as e:
+            raise InputError(f"cannot read {path}: {e.strerror}") from e
+        except InputError:
+            raise
+        except Exception as e:  # tokenizers raises bare Exception
+            raise InputError(f"{path} is not a tokenizer.json: {e}") from e
+        self.vocab = int(self._fast.get_vocab_size(with_added_tokens=True))
+        self.bos, self.eos = bos, eos
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a prompt, BOS first."""
+        ids = [int(i) for i in self._fast.encode(text).ids]
+        if self.bos is not None and ids[:1] != [self.bos]:
+            ids.insert(0, self.bos)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids without special tokens."""
+        return str(self._fast.decode([int(i) for i in ids], skip_special_tokens=True))
+
+
+class Llama2cTokenizer:
+    """A llama2.c tokenizer: int32 longest length, then per id: float32 score, int32 length, bytes.
+
+    Encoding is SentencePiece's greedy merging by score, with a leading space and byte fallback, as llama2.c does it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.pieces, self.scores = _read_pieces(path)
+        self.vocab = len(self.pieces)
+        self.bos: int | None = 1
+        self.eos = frozenset({1, 2})
+        self._ids: dict[bytes, int] = {}
+        for i, piece in enumerate(self.pieces):
+            self._ids.setdefault(piece, i)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a prompt, BOS first."""
+        ids = [1]
+        if not text:
+            return ids
+        for character in " " + text:
+            raw = character.encode("utf-8", errors="surrogateescape")
+            known = self._ids.get(raw)
+            ids += [known] if known is not None else [b + 3 for b in raw]
+        return [1, *self._merge(ids[1:])]
+
+    def _merge(self, ids: list[int]) -> list[int]:
+        while True:
+            best_score, best_at, best_id = -1e10, -1, -1
+            for i in range(len(ids) - 1):
+                merged = self._ids.get(self.pieces[ids[i]] + self.pieces[ids[i + 1]])
+                if merged is not None and self.scores[merged] > best_score:
+                    best_score, best_at, best_id = self.scores[merged], i, merged
+            if best_at < 0:
+                return ids
+            ids[best_at : best_at + 2] = [best_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids; the space that the encoder put in front is dropped after BOS."""
+        out = b""
+        previous = None
+        for i in ids:
+            piece = self.pieces[i]
+            if previous == 1 and piece.startswith(b" "):
+                piece = piece[1:]
+            if i in (1, 2):
+                piece = b""
+            elif len(piece) == 6 and piece.startswith(b"<0x") and piece.endswith(b">"):
+                piece = bytes([int(piece[3:5], 16)])
+            out += piece
+            previous = i
+        return out.decode("utf-8", errors="replace")
+
+
+def _read_pieces(path: Path) -> tuple[list[bytes], list[float]]:
+    try:
+        if path.stat().st_size > MAX_FILE:
+            raise InputError(f"{path} must be at most {MAX_FILE >> 20} MiB")
+        raw = path.read_bytes()
+    except OSError as e:
+        raise InputError(f"cannot read {path}: {e.strerror}") from e
+    pieces, scores = [], []
+    at = 4
+    while at < len(raw):
+        if at + 8 > len(raw):
+            raise InputError(f"{path} is not a llama2.c tokenizer: truncated at byte {at}")
+        score, length = struct.unpack_from("<fi", raw, at)
+        if not 0 <= length <= len(raw) - at - 8:
+            raise InputError(f"{path} is not a llama2.c tokenizer: a piece of {length} bytes at byte {at}")
+        pieces.append(raw[at + 8 : at + 8 + length])
+        scores.append(score)
+        at += 8 + length
+    if len(pieces) < 259:
+        raise InputError(f"{path} is not a llama2.c tokenizer: {len(pieces)} pieces, at least 259 are needed")
+    return pieces, scores
+
+
+def load_tokenizer(model: Path, vocab: int, override: str | Path | None = None) -> Tokenizer:
+    """Find a model's tokenizer: `override`, else tokenizer.json in its folder, else the tok*.bin beside the file.
+
+    InputError if there is none, or if its vocabulary is larger than the model's.
+    """
+    path = Path(override) if override is not None else _find(model, vocab)
+    tokenizer = _open(path, model)
+    if tokenizer.vocab > vocab:
+        raise InputError(f"{path} has {tokenizer.vocab} tokens, the model has {vocab}: not its tokenizer")
+    return tokenizer
+
+
+def _open(path: Path, model: Path) -> Tokenizer:
+    if not path.exists():
+        raise InputError(f"no such tokenizer: {path}")
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if path.suffix == ".json":
+        bos, eos = _special_ids(path.parent if model.is_file() else model)
+        return HuggingFaceTokenizer(path, bos, eos)
+    return Llama2cTokenizer(path)
+
+
+def _find(model: Path, vocab: int) -> Path:
+    if model.is_dir():
+        path = model / "tokenizer.json"
+        if not path.exists():
+            raise InputError(f"{model} holds no tokenizer.json; name one with --tokenizer FILE")
+        return path
+    fitting = []
+    for path in sorted(model.parent.glob("tok*.bin")):
+        try:
+            if len(_read_pieces(path)[0]) == vocab:
+                fitting.append(path)
+        except InputError:
+            continue
+    if len(fitting) != 1:
+        found = "none" if not fitting else ", ".join(p.name for p in fitting)
+        raise InputError(
+            f"exactly one tok*.bin of {vocab} tokens must lie beside {model}, found {found}; "
+            "name it with --tokenizer FILE"
+        )
+    return fitting[0]
+
+
+def _special_ids(folder: Path) -> tuple[int | None, frozenset[int]]:
+    """Return BOS and the EOS ids of config.json and generation_config.json."""
+    bos: int | None = None
+    eos: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        try:
+            config = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if not isinstance(config, dict):
+            continue
+        value = config.get("bos_token_id")
+        bos = value if isinstance(value, int) else bos
+        ends = config.get("eos_token_id")
+        eos |= {e for e in (ends if isinstance(ends, list) else [ends]) if isinstance(e, int)}
+    return bos, frozenset(eos)
