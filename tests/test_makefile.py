@@ -248,9 +248,7 @@ def test_an_environment_of_somebody_else_is_not_removed(
     assert (checkout / ".venv").exists()
 
 
-def test_libpython_is_looked_for_where_python_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_libpython_is_looked_for_where_python_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"LDVERSION": "3.11", "INSTSONAME": "libpython3.11.so.1.0", "LIBDIR": str(tmp_path)}
     monkeypatch.setattr(setup.sysconfig, "get_config_var", names.get)
     monkeypatch.setattr(setup, "sys", SimpleNamespace(base_prefix=str(tmp_path)))

@@ -38,9 +38,7 @@ _NO_INDEX = re.compile(
     r"|Could not connect|error sending request|SSLError|CERTIFICATE_VERIFY_FAILED"
 )
 _NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
-_PROGRESS = re.compile(
-    r"^\s*(Downloading|Using cached|Building|Installing|Installed|Prepared|Resolved) "
-)
+_PROGRESS = re.compile(r"^\s*(Downloading|Using cached|Building|Installing|Installed|Prepared|Resolved) ")
 # The extra that brings the others, so that `make demo` after `make test` installs nothing.
 _CONTAINED = {"dev": {"rtl", "zig", "fpga", "interactive"}}
 
@@ -232,9 +230,7 @@ def discard(venv: Path, stamp: Stamp | None, wanted: Stamp) -> None:
     if not runs([str(venv_python(venv)), "-c", "pass"]):
         why = "an interpreter that does not run"
     elif stamp is None:
-        raise SetupError(
-            f"{venv} was not made by this Makefile and is not of {wanted.python}: remove it"
-        )
+        raise SetupError(f"{venv} was not made by this Makefile and is not of {wanted.python}: remove it")
     say(f"making {venv.name} anew: it was made for {why}")
     shutil.rmtree(venv)
 
@@ -245,9 +241,7 @@ def serves(venv: Path, stamp: Stamp | None, wanted: Stamp) -> bool:
         return False
     ask = "import os, sys; print(os.path.realpath(sys._base_executable))"
     try:
-        done = subprocess.run(
-            [str(venv_python(venv)), "-c", ask], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([str(venv_python(venv)), "-c", ask], capture_output=True, text=True, check=False)
     except OSError:
         return False
     return done.returncode == 0 and done.stdout.strip() == wanted.python
@@ -313,9 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Set up for a make target; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--extras", default="rtl", help="comma-separated extras to install")
-    parser.add_argument(
-        "--cocotb", action="store_true", help="fail where cocotb cannot run, before anything else"
-    )
+    parser.add_argument("--cocotb", action="store_true", help="fail where cocotb cannot run, before anything else")
     arguments = parser.parse_args(argv)
     extras = [name for name in arguments.extras.split(",") if name]
     try:

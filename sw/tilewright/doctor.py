@@ -165,8 +165,7 @@ def _cocotb() -> _Finding:
         return _Finding(
             False,
             f"cocotb {found.detail}, but {_libpython_name()} is missing",
-            f"apt install libpython{version} (Debian and Ubuntu), or use a Python built with "
-            "--enable-shared",
+            f"apt install libpython{version} (Debian and Ubuntu), or use a Python built with --enable-shared",
         )
     return _Finding(True, f"{found.detail}, {Path(library).name}")
 

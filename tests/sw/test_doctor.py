@@ -47,9 +47,7 @@ def test_a_purpose_includes_the_ones_before_it() -> None:
     assert "FST traces" not in required["dev"]
 
 
-def test_a_missing_compiler_is_exit_code_1(
-    no_compiler: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_compiler_is_exit_code_1(no_compiler: None, capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main([]) == 1
     text = capsys.readouterr().out
     assert "MISSING  C++ compiler" in text
