@@ -1,0 +1,74 @@
+"""Triangular delay: makes the wavefronts that a systolic array wants."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Shape, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+
+class Skew(wiring.Component):
+    """Delay lane k by k * step cycles: o[k] at cycle t + k * step is i[k] at cycle t.
+
+    Flow control: none (rigid). The registers move only behind `valid`, so that an idle skew is
+    still: o[k] is defined in cycle t + k * step only if `valid` was high in cycle t.
+
+    Latency: 0 for lane 0 (no register), (count - 1) * step for the last lane.
+
+    All lanes that are equally late share one register, which gets narrower from stage to stage:
+    `count * (count - 1) / 2 * step` lanes are stored.
+
+    Parameters
+    ----------
+    shape : shape-like
+        Shape of a lane.
+    count : int
+        Lanes.
+    step : int
+        Cycles from one lane to the next.
+
+    Members
+    -------
+    valid : 1, in
+        The lanes hold data.
+    i, o : array of count lanes
+        Input and output.
+    """
+
+    def __init__(self, shape, count, step=1):
+        for name, value in (("count", count), ("step", step)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"Skew {name} must be a positive integer, not {value!r}")
+        self.shape = shape
+        self.count = count
+        self.step = step
+        lanes = data.ArrayLayout(shape, count)
+        super().__init__({"valid": In(1), "i": In(lanes), "o": Out(lanes)})
+
+    @property
+    def latency(self):
+        """Cycles by which the last lane is late."""
+        return (self.count - 1) * self.step
+
+    def elaborate(self, platform):
+        m = Module()
+        width = Shape.cast(self.shape).width
+        # Lane 0 on top: the next stage drops it, and all other bits keep their place.
+        line = Signal(self.count * width, name="line_0")
+        for k in range(self.count):
+            m.d.comb += line[(self.count - 1 - k) * width :][:width].eq(self.i.as_value()[k * width :][:width])
+        moving = self.valid
+        m.d.comb += self.o.as_value()[:width].eq(line[-width:])
+        for stage in range(1, self.latency + 1):
+            lane = -(-stage // self.step)
+            late = Signal((self.count - lane) * width, name=f"line_{stage}")
+            with m.If(moving):
+                m.d.sync += late.eq(line)
+            if stage % self.step == 0:
+                m.d.comb += self.o.as_value()[lane * width :][:width].eq(late[-width:])
+            if stage < self.latency:
+                moved = Signal(name=f"valid_{stage}")
+                m.d.sync += moved.eq(moving)
+                moving = moved
+            line = late
+        return m
