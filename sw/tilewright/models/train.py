@@ -96,9 +96,7 @@ def split(paragraphs: list[str], seed: int, block: int = 32) -> tuple[list[str],
     held = {i for b in chosen for i in range(b * block, (b + 1) * block)}
     train = [p for i, p in enumerate(paragraphs) if i not in held]
     seen = runs(" ".join(train))
-    blocks = [
-        [p for p in paragraphs[b * block : (b + 1) * block] if not runs(p) & seen] for b in chosen
-    ]
+    blocks = [[p for p in paragraphs[b * block : (b + 1) * block] if not runs(p) & seen] for b in chosen]
     return train, blocks
 
 
@@ -128,9 +126,7 @@ def train_tokenizer(paragraphs: list[str], vocab: int) -> Tokenizer:
         show_progress=False,
     )
     tok.train_from_iterator((p + "\n" for p in paragraphs), trainer)
-    tok.post_processor = processors.TemplateProcessing(
-        single="<|bos|> $A", special_tokens=[(SPECIAL[0], BOS)]
-    )
+    tok.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[(SPECIAL[0], BOS)])
     return tok
 
 
@@ -310,9 +306,7 @@ def fit(
     ]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(groups, recipe.lr, (0.9, 0.95), weight_decay=recipe.decay),
-        torch.optim.Muon(
-            matrices, recipe.lr, weight_decay=recipe.decay, adjust_lr_fn="match_rms_adamw"
-        ),
+        torch.optim.Muon(matrices, recipe.lr, weight_decay=recipe.decay, adjust_lr_fn="match_rms_adamw"),
     ]
     began = time.time()
     for step in range(recipe.steps):
@@ -410,9 +404,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train or measure the built-in model.")
     parser.add_argument("corpus", type=Path, help="fairytales.txt")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the model's folder")
-    parser.add_argument(
-        "--evaluate", action="store_true", help="measure the model in the folder, train nothing"
-    )
+    parser.add_argument("--evaluate", action="store_true", help="measure the model in the folder, train nothing")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="a few steps, to try the script")
@@ -442,9 +434,7 @@ def main() -> None:
     model.to(args.device)
     kept = (args.output / "heldout.txt").read_text()
     figures: dict[str, float] = {"parameters": sum(p.numel() for p in model.parameters())}
-    figures["characters per token"] = len(heldout) / len(
-        tok.encode(heldout, add_special_tokens=False).ids
-    )
+    figures["characters per token"] = len(heldout) / len(tok.encode(heldout, add_special_tokens=False).ids)
     figures["training text"] = evaluate(model, tok, "\n".join(paragraphs[3000:3200]))
     for name, text in (("held out", heldout), ("heldout.txt", kept)):
         figures[name] = evaluate(model, tok, text)
