@@ -8,6 +8,7 @@ Results are canonical.
 from amaranth import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from tilewright_hw.gateware.layouts import F24
 
@@ -28,7 +29,7 @@ __all__ = [
 def delay(m, value, cycles, *, name):
     """Return `value` as it was `cycles` cycles ago (a chain of registers; `value` itself for 0)."""
     for n in range(cycles):
-        register = Signal.like(value, name=f"{name}_{n + 1}")
+        register = Signal.like(value, name=f"{name}_{n + 1}", reset_less=True)
         m.d.sync += register.eq(value)
         value = register
     return value
@@ -51,6 +52,70 @@ def from_order_key(key):
     return Cat(key[:23] ^ (~key[23]).replicate(23), ~key[23])
 
 
+class _Fields:
+    """The parts of an F24: sign, exponent, fraction, and the significand with its leading one (0 for zero)."""
+
+    def __init__(self, x):
+        x = Value.cast(x)
+        self.sign = x[23]
+        self.exponent = x[15:23]
+        self.fraction = x[:15]
+        self.significand = Cat(self.fraction, self.exponent.any())
+
+
+def _pack(sign, fraction, exponent, nonzero):
+    """Return the F24, with a signed `exponent` below 1 flushed and one above 254 saturated."""
+    exponent = Value.cast(exponent)
+    negative = exponent[-1]
+    low = exponent[:8]
+    above = exponent[8:].any() | low.all()
+    below = negative | ~exponent.any()
+    finite = Mux(above, Cat(C(0x7FFF, 15), C(254, 8), sign), Cat(fraction, low, sign))
+    return Mux(below | ~nonzero, 0, finite)
+
+
+def _rounded(m, *, sign, exponent, fraction, up, nonzero, stages=2):
+    """Return the F24 of a normalised number, `up` added to its last place; `stages` registers on the way.
+
+    The carry of the fraction goes into the exponent, and leaves a zero fraction behind: both are one adder.
+    """
+    exponent = Value.cast(exponent)
+    if not exponent.shape().signed:
+        exponent = Cat(exponent, C(0, 2)).as_signed()
+    total = Signal(15 + len(exponent), reset_less=True)
+    result = Signal(24, reset_less=True)
+    m.d["sync" if stages == 2 else "comb"] += total.eq(Cat(fraction, exponent) + up)
+    if stages == 2:
+        sign, nonzero = delay(m, sign, 1, name="sign"), delay(m, nonzero, 1, name="nonzero")
+    m.d.sync += result.eq(_pack(sign, total[:15], total[15:].as_signed(), nonzero))
+    return result
+
+
+def _normalise(m, value, steps, *, name):
+    """Return `value` shifted left by those of `steps` whose leading bits are all zero, and the sum of the shifts."""
+    width = len(value)
+    shifts = []
+    for step in steps:
+        empty = Signal(name=f"{name}_empty{step}")
+        shifted = Signal(width, name=f"{name}_shift{step}")
+        m.d.comb += [
+            empty.eq(~value[width - step :].any()),
+            shifted.eq(Mux(empty, Cat(C(0, step), value[: width - step]), value)),
+        ]
+        value = shifted
+        shifts.append(empty)
+    low = steps[-1].bit_length() - 1
+    return value, Cat(C(0, low), *reversed(shifts))
+
+
+def _shift_right(value, distance):
+    """Return `value` shifted right by the unsigned `distance`, and whether a one was lost."""
+    value = Value.cast(value)
+    width = len(value)
+    lost = value & ~(C((1 << width) - 1, width) << distance)[:width]
+    return value >> distance, lost.any()
+
+
 class FloatMul(wiring.Component):
     """o = mul(a, b): the product of two F24, rounded to nearest even.
 
@@ -71,6 +136,33 @@ class FloatMul(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        product = Signal(32, reset_less=True)
+        exponent = Signal(signed(10), reset_less=True)
+        nonzero = Signal(reset_less=True)
+        sign = Signal(reset_less=True)
+        a, b = _Fields(self.a), _Fields(self.b)
+        m.d.sync += [
+            product.eq(a.significand * b.significand),
+            exponent.eq(a.exponent + b.exponent - 127),
+            nonzero.eq(a.exponent.any() & b.exponent.any()),
+            sign.eq(a.sign ^ b.sign),
+        ]
+
+        # The product is in [1, 4): one step of normalisation, then rounding carries into the exponent by itself.
+        top = product[31]
+        fraction = Mux(top, product[16:31], product[15:30])
+        guard = Mux(top, product[15], product[14])
+        sticky = product[:14].any() | (top & product[14])
+        m.d.comb += self.o.eq(
+            _rounded(
+                m,
+                sign=sign,
+                exponent=exponent + top,
+                fraction=fraction,
+                up=guard & (sticky | fraction[0]),
+                nonzero=nonzero,
+            )
+        )
         return m
 
 
@@ -94,7 +186,63 @@ class FloatAdd(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        big, small, distance = self._order(m)
+        subtract = Signal(reset_less=True)
+        m.d.sync += subtract.eq(big.sign ^ small.sign)
+        terms = self._align(m, big, small, distance)
+        total = Signal(20, reset_less=True)
+        # One carry chain adds or subtracts: the lowest bit pair makes the carry in.
+        other = terms[1] ^ subtract.replicate(20)
+        m.d.sync += total.eq((Cat(subtract, terms[0]) + Cat(subtract, other))[1:21])
+
+        # Bit 19 weighs twice the larger term's leading bit.
+        exponent = delay(m, big.exponent, 2, name="exponent")
+        sign = delay(m, big.sign, 3, name="sign")
+        value, shift = _normalise(m, total, (16, 8, 4), name="coarse")
+        coarse = Signal(20, reset_less=True)
+        coarse_exponent = Signal(signed(10), reset_less=True)
+        m.d.sync += [coarse.eq(value), coarse_exponent.eq(exponent + 1 - shift)]
+        value, shift = _normalise(m, coarse, (2, 1), name="fine")
+        m.d.comb += self.o.eq(
+            _rounded(
+                m,
+                sign=sign,
+                exponent=coarse_exponent - shift,
+                fraction=value[4:19],
+                up=value[3] & (value[:3].any() | value[4]),
+                nonzero=value[19],
+                stages=1,
+            )
+        )
         return m
+
+    def _order(self, m):
+        """Register the operands by magnitude, and how far the smaller is to be shifted."""
+        a, b = Value.cast(self.a), Value.cast(self.b)
+        swap = Signal()
+        big = Signal(24, reset_less=True)
+        small = Signal(24, reset_less=True)
+        distance = Signal(8, reset_less=True)
+        m.d.comb += swap.eq(b[:23] > a[:23])
+        m.d.sync += [
+            big.eq(Mux(swap, b, a)),
+            small.eq(Mux(swap, a, b)),
+            distance.eq(Mux(swap, b[15:23] - a[15:23], a[15:23] - b[15:23])),
+        ]
+        return _Fields(big), _Fields(small), distance
+
+    def _align(self, m, big, small, distance):
+        """Register both significands as 20 bits with three bits below the last, the lowest of them sticky."""
+        larger = Signal(20, reset_less=True)
+        smaller = Signal(20, reset_less=True)
+        unshifted = Cat(C(0, 3), small.significand)
+        shifted, lost = _shift_right(unshifted, distance[:5])
+        far = distance[5:].any()
+        m.d.sync += [
+            larger.eq(Cat(C(0, 3), big.significand)),
+            smaller.eq(Mux(far, small.exponent.any(), Cat(shifted[0] | lost, shifted[1:]))),
+        ]
+        return larger, smaller
 
 
 class IntToFloat(wiring.Component):
@@ -130,6 +278,43 @@ class IntToFloat(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        sign = self.i[-1] if self.signed else C(0, 1)
+        width = max(self.width, 24)
+        magnitude = Signal(self.width, reset_less=True)
+        m.d.sync += magnitude.eq(Mux(sign, -self.i, self.i))
+
+        steps = [1 << n for n in range(ceil_log2(width))]
+        value, shift = _normalise(
+            m,
+            Cat(C(0, width - self.width), magnitude),
+            [n for n in reversed(steps) if n >= 8],
+            name="coarse",
+        )
+        coarse = Signal(25, reset_less=True)  # fewer than 8 leading zeros; the lowest bit is sticky
+        coarse_shift = Signal(range(width), reset_less=True)
+        m.d.sync += [
+            coarse.eq(Cat(value[: width - 24].any(), value[width - 24 :])),
+            coarse_shift.eq(shift),
+        ]
+
+        value, shift = _normalise(m, coarse, (4, 2, 1), name="fine")
+        fine = Signal(18, reset_less=True)
+        exponent = Signal(8, reset_less=True)
+        m.d.sync += [
+            fine.eq(Cat(value[:8].any(), value[8:])),
+            exponent.eq(127 + self.width - 1 - coarse_shift - shift),
+        ]
+        m.d.comb += self.o.eq(
+            _rounded(
+                m,
+                sign=delay(m, sign, 3, name="sign"),
+                exponent=exponent,
+                fraction=fine[2:17],
+                up=fine[1] & (fine[0] | fine[2]),
+                nonzero=fine[17],
+                stages=1,
+            )
+        )
         return m
 
 
@@ -152,6 +337,32 @@ class FloatToInt8(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        x = _Fields(self.i)
+        # At exponent 6 the integer part is the upper 7 bits of the significand.
+        shifted, lost = _shift_right(x.significand, (133 - x.exponent)[:3])
+        integer = Signal(7, reset_less=True)
+        guard = Signal(reset_less=True)
+        sticky = Signal(reset_less=True)
+        large = Signal(reset_less=True)
+        sign = Signal(reset_less=True)
+        within = x.exponent >= 126  # at least a half
+        m.d.sync += [
+            integer.eq(Mux(within, shifted[9:], 0)),
+            guard.eq(within & shifted[8]),
+            sticky.eq(shifted[:8].any() | lost),
+            large.eq(x.exponent > 133),
+            sign.eq(x.sign),
+        ]
+
+        rounded = Signal(8)
+        clipped = Signal(7)
+        result = Signal(signed(8), reset_less=True)
+        m.d.comb += [
+            rounded.eq(integer + (guard & (sticky | integer[0]))),
+            clipped.eq(rounded[:7] | (rounded[7] | large).replicate(7)),
+            self.o.eq(result),
+        ]
+        m.d.sync += result.eq(Mux(sign, -clipped, clipped))
         return m
 
 
@@ -177,6 +388,10 @@ class Scale2(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        x = _Fields(self.i)
+        result = Signal(24, reset_less=True)
+        m.d.sync += result.eq(_pack(x.sign, x.fraction, x.exponent + self.k, x.exponent.any()))
+        m.d.comb += self.o.eq(result)
         return m
 
 
@@ -202,4 +417,16 @@ class RoundBf16(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        x = Value.cast(self.i)
+        rounded = Signal(15)
+        result = Signal(24, reset_less=True)
+        m.d.comb += [
+            rounded.eq(x[8:23] + (x[7] & (x[:7].any() | x[8]))),
+            self.o.eq(result),
+        ]
+        m.d.sync += result.eq(x)
+        with m.If(self.enable):
+            # Exponent 255: back to the largest finite number of 8 bits.
+            high = Mux(rounded[7:].all(), C(254 << 7 | 127, 15), rounded)
+            m.d.sync += result.eq(Cat(C(0, 8), high, x[23]))
         return m
