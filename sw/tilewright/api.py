@@ -1,0 +1,377 @@
+"""The public model API: load a checkpoint, generate text, stream it, get logits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from tilewright.compiler.plan import Tiling
+from tilewright.devices import open_device
+from tilewright.importers import load_checkpoint
+from tilewright.model import Checkpoint, Floats
+from tilewright.roofline import Work, decode_work, prefill_work
+from tilewright.runtime import Engine
+from tilewright.sampling import Sampler, Sampling
+from tilewright.tokenizer import Tokenizer, load_tokenizer
+from tilewright_hw.arch import Device, InputError
+
+BUILTIN = Path(__file__).parent / "models" / "fairytales"
+"""The built-in model."""
+WEIGHTS = ("int8",)
+
+
+@dataclass
+class Stats:
+    """What a generation took. Cycles, bytes and shares are 0 on the golden device, which has no notion of time.
+
+    `bus_utilization` is the share of the bus: bytes that the mathematics needs / (cycles * bus bytes).
+    `mac_utilization` is the share of the array's peak. Both over prompt and new tokens.
+    """
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    cycles: int = 0
+    decode_cycles: int = 0
+    decode_steps: int = 0
+    bus_bytes_read: int = 0
+    bus_bytes_written: int = 0
+    bus_utilization: float = 0.0
+    mac_utilization: float = 0.0
+    decode_roofline: float = 0.0
+    seconds: float = 0.0
+    counters: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def cycles_per_token(self) -> float:
+        """Cycles of a decode step (the prompt is not counted); of the prompt if there was no decode step."""
+        return self.decode_cycles / self.decode_steps if self.decode_steps else float(self.cycles)
+
+
+@dataclass
+class Check:
+    """Comparison with the golden device: tokens, and the whole memory image."""
+
+    tokens_equal: bool
+    bytes_compared: int
+    hash_device: str
+    hash_golden: str
+
+    @property
+    def exact(self) -> bool:
+        """Whether everything was equal."""
+        return self.tokens_equal and self.hash_device == self.hash_golden
+
+
+@dataclass
+class Generation:
+    """A generated text: only what is new, without the prompt.
+
+    `finish_reason` is 'eos', 'length' (of the request or the context) or 'stop' (a stop string).
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    stats: Stats
+    check: Check | None = None
+
+
+class Model:
+    """A model on a device; made by `load`.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        The weights.
+    tokenizer : Tokenizer or None
+        Without one only token ids can be given.
+    device : Device
+        Where it runs.
+    check : bool
+        Run the golden device beside it, and compare.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Tokenizer | None,
+        device: Device,
+        *,
+        check: bool = False,
+        tiling: Tiling | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.name, self.spec, self.tokenizer = checkpoint.name, checkpoint.spec, tokenizer
+        self.engine = Engine(checkpoint, device, tiling, progress)
+        self.golden: Engine | None = None
+        if check:
+            self.golden = Engine(checkpoint, open_device("golden", device.config), tiling)
+
+    @property
+    def device(self) -> Device:
+        """The device it runs on."""
+        return self.engine.device
+
+    def close(self) -> None:
+        """Release the device."""
+        self.device.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def generate(
+        self, prompt: str | Sequence[int] | Sequence[str], max_new_tokens: int = 64, *, temperature: float = 0.0,
+        top_k: int = 0, top_p: float = 1.0, seed: int = 0, stop: str | Sequence[str] = (),
+    ) -> Generation | list[Generation]:  # fmt: skip
+        """Continue a prompt (text, or token ids), or each of a list of texts.
+
+        Parameters
+        ----------
+        prompt : str, sequence of int, or list of str
+            Text, token ids (used as they are), or several texts.
+        max_new_tokens : int
+            At most so many new tokens; at least one.
+        temperature, top_k, top_p, seed
+            See `Sampling`; greedy by default.
+        stop : str or sequence of str
+            The text ends before the first of these.
+
+        Returns
+        -------
+        Generation, or a list of them for a list of texts.
+
+        Raises
+        ------
+        InputError
+            A prompt that is empty (without BOS) or exceeds the context, a token out of range, a bad option.
+        DeviceError
+            The device stopped.
+        """
+        if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(p, str) for p in prompt):
+            return [self._generate(p, max_new_tokens, temperature, top_k, top_p, seed, stop) for p in prompt]
+        return self._generate(prompt, max_new_tokens, temperature, top_k, top_p, seed, stop)
+
+    def _generate(
+        self, prompt: str | Sequence[int] | Sequence[str], max_new_tokens: int, temperature: float, top_k: int,
+        top_p: float, seed: int, stop: str | Sequence[str],
+    ) -> Generation:  # fmt: skip
+        run = self.start(
+            prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
+        )
+        for _ in run:
+            pass
+        return run.result()
+
+    def stream(
+        self, prompt: str | Sequence[int], max_new_tokens: int = 64, *, temperature: float = 0.0, top_k: int = 0,
+        top_p: float = 1.0, seed: int = 0, stop: str | Sequence[str] = (),
+    ) -> Iterator[str]:  # fmt: skip
+        """Yield pieces of the continuation's text as they are made; options and errors as in `generate`."""
+        return iter(
+            self.start(prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop)
+        )
+
+    def start(
+        self, prompt: str | Sequence[int] | Sequence[str], max_new_tokens: int = 64, *, temperature: float = 0.0,
+        top_k: int = 0, top_p: float = 1.0, seed: int = 0, stop: str | Sequence[str] = (),
+    ) -> Run:  # fmt: skip
+        """Check the request and return a `Run`: iterate it for text, then ask for its `result()`."""
+        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be a positive integer, not {max_new_tokens!r}")
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if any(not s for s in stops):
+            raise InputError("a stop string must not be empty")
+        return Run(self, self._prompt_ids(prompt), max_new_tokens, sampling, stops)
+
+    def _prompt_ids(self, prompt: str | Sequence[int] | Sequence[str]) -> list[int]:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise InputError("this model has no tokenizer: give token ids")
+            ids = self.tokenizer.encode(prompt)
+        else:
+            ids = []
+            for token in prompt:
+                if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
+                    raise InputError(f"a prompt must be text or token ids, not {token!r} among them")
+                ids.append(int(token))
+        if not ids:
+            raise InputError("the prompt must hold at least one token")
+        if len(ids) > self.spec.context:
+            raise InputError(f"the prompt has {len(ids)} tokens; the context holds {self.spec.context}")
+        for token in ids:
+            if not 0 <= token < self.spec.vocab:
+                raise InputError(f"token ids must be 0 to {self.spec.vocab - 1}, not {token}")
+        return ids
+
+    def logits(self, token_ids: Sequence[int]) -> Floats:
+        """Return teacher-forced logits, float32 (tokens, vocab): row i follows token i."""
+        ids = self._prompt_ids(list(token_ids))
+        self.engine.reset()
+        return self.engine.feed(ids, logits="all")
+
+
+class Run:
+    """One generation under way; iterate for pieces of text."""
+
+    def __init__(
+        self, model: Model, prompt: list[int], max_new_tokens: int, sampling: Sampling, stops: tuple[str, ...]
+    ) -> None:
+        self.model, self.prompt, self.limit, self.stops = model, prompt, max_new_tokens, stops
+        self.sampler, self.golden_sampler = Sampler(sampling), Sampler(sampling)
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.finish_reason = ""
+        self.tokens_equal = True
+        self.stats = Stats(prompt_tokens=len(prompt))
+        self._work = Work()
+        self._decode_least = 0.0
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield text as it is made."""
+        for engine in self._engines():
+            engine.reset()
+        token = self._step(self.prompt, prompt=True)
+        while not self._ends(token):
+            piece = self._new_text(final=False)
+            if piece:
+                yield piece
+            if self.finish_reason:
+                return
+            token = self._step([token], prompt=False)
+        piece = self._new_text(final=True)
+        if piece:
+            yield piece
+
+    def _engines(self) -> list[Engine]:
+        return [self.model.engine] + ([self.model.golden] if self.model.golden else [])
+
+    def _step(self, tokens: list[int], prompt: bool) -> int:
+        """Feed tokens, account for it, and choose the next token."""
+        engine, spec = self.model.engine, self.model.spec
+        before, seconds, first = dict(engine.counters.values), engine.device.seconds, engine.position
+        token = self.sampler(engine.feed(tokens))
+        spent = {k: v - before[k] for k, v in engine.counters.values.items()}
+        stats = self.stats
+        stats.seconds += engine.device.seconds - seconds
+        stats.cycles += spent["CYCLES"]
+        for name, value in spent.items():
+            stats.counters[name] = stats.counters.get(name, 0) + value
+        work = prefill_work(spec, first, len(tokens))
+        self._work += work
+        if not prompt:
+            stats.decode_cycles += spent["CYCLES"]
+            stats.decode_steps += 1
+            self._decode_least += decode_work(spec, first).cycles(engine.config)
+        if self.model.golden is not None:
+            self.tokens_equal &= self.golden_sampler(self.model.golden.feed(tokens)) == token
+        return token
+
+    def _ends(self, token: int) -> bool:
+        """Take the new token; return whether it ends the text."""
+        tokenizer = self.model.tokenizer
+        if tokenizer is not None and token in tokenizer.eos:
+            self.finish_reason = "eos"
+            return True
+        self.token_ids.append(token)
+        self.stats.new_tokens += 1
+        full = len(self.prompt) + len(self.token_ids) >= self.model.spec.context + 1
+        if len(self.token_ids) >= self.limit or full or self.model.engine.position >= self.model.spec.context:
+            self.finish_reason = "length"
+            return True
+        return False
+
+    def _new_text(self, final: bool) -> str:
+        """Return the text that is certain by now and has not been given yet; finds stop strings."""
+        tokenizer = self.model.tokenizer
+        if tokenizer is None:
+            return ""
+        # Decoded with the prompt's last token, so that spaces between words are right.
+        head = tokenizer.decode(self.prompt)
+        whole = tokenizer.decode(self.prompt + self.token_ids)[len(head) :]
+        for stop in self.stops:
+            at = whole.find(stop)
+            if at >= 0:
+                whole, self.finish_reason, final = whole[:at], "stop", True
+        if not final:
+            whole = whole.rstrip("\ufffd")  # an unfinished character
+            keep = max((_overlap(whole, stop) for stop in self.stops), default=0)
+            whole = whole[: len(whole) - keep]
+        piece, self.text = whole[len(self.text) :], max(whole, self.text, key=len)
+        return piece
+
+    def result(self) -> Generation:
+        """Return the finished generation, with its statistics and, if asked for, the comparison with golden."""
+        engine, stats, config = self.model.engine, self.stats, self.model.engine.config
+        stats.bus_bytes_read = stats.counters.get("READ_BEATS", 0) * config.bus_bytes
+        stats.bus_bytes_written = stats.counters.get("WRITE_BEATS", 0) * config.bus_bytes
+        if stats.cycles:
+            stats.bus_utilization = self._work.read / (stats.cycles * config.bus_bytes)
+            stats.mac_utilization = self._work.macs / (stats.cycles * config.peak_macs)
+        if stats.decode_cycles:
+            stats.decode_roofline = self._decode_least / stats.decode_cycles
+        check = None
+        if self.model.golden is not None:
+            check = compare(engine.device, self.model.golden.device, engine.image.size, self.tokens_equal)
+        return Generation(self.text, self.token_ids, self.finish_reason, stats, check)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return how many characters at the end of `text` may be the beginning of `stop`."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def compare(device: Device, golden: Device, size: int, tokens_equal: bool = True) -> Check:
+    """Compare the memory images of two devices by their SHA-256, in pieces."""
+    hashes = []
+    for d in (device, golden):
+        h = hashlib.sha256()
+        for at in range(0, size, 1 << 24):
+            h.update(d.read_memory(at, min(1 << 24, size - at)).tobytes())
+        hashes.append(h.hexdigest())
+    return Check(tokens_equal, size, hashes[0], hashes[1])
+
+
+def load(
+    path: str | Path | None = None, *, device: Device | str = "golden", config: str = "default",
+    weights: str = "int8", tokenizer: str | Path | None = None, check: bool = False, tiling: Tiling | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Model:  # fmt: skip
+    """Load a model onto a device.
+
+    Parameters
+    ----------
+    path : path or None
+        A Hugging Face folder or a llama2.c .bin file; None: the built-in model.
+    device : Device or str
+        An open device, or the name of one.
+    config : str
+        Preset or .toml file, if `device` is a name.
+    weights : str
+        'int8'.
+    tokenizer : path
+        Instead of the one that comes with the model.
+    check : bool
+        Run the golden device beside it and compare every token and the memory image.
+
+    Raises
+    ------
+    InputError
+        The checkpoint, the tokenizer or an option is wrong; nothing has been written then.
+    DeviceError
+        The device cannot be opened.
+    """
+    if weights not in WEIGHTS:
+        raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
+    path = BUILTIN if path is None else Path(path)
+    checkpoint = load_checkpoint(path)
+    found = load_tokenizer(path, checkpoint.spec.vocab, tokenizer)
+    opened = open_device(device, config) if isinstance(device, str) else device
+    return Model(checkpoint, found, opened, check=check, tiling=tiling, progress=progress)

@@ -1,0 +1,61 @@
+"""Devices by name: the only place of the runtime that knows which there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tilewright_hw.arch.memory_model import MemoryModel
+
+from tilewright_hw.arch import AcceleratorConfig, Device, DeviceError, InputError
+
+DEVICES = ("golden", "rtl")
+
+
+def open_device(
+    name: str,
+    config: AcceleratorConfig | str = "default",
+    *,
+    memory: MemoryModel | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Device:
+    """Open a device: `golden` (NumPy model) or `rtl` (simulated gateware; built on first use, then cached).
+
+    Parameters
+    ----------
+    name : str
+        `golden` or `rtl`.
+    config : AcceleratorConfig or str
+        A configuration, a preset's name, or the path of a .toml file.
+    memory : MemoryModel
+        Timing of the simulated memory (rtl only; results do not depend on it).
+    progress : callable
+        Called with a line of text while the simulator is built.
+
+    Raises
+    ------
+    InputError
+        Unknown name or configuration.
+    DeviceError
+        The device cannot be built: what is missing, and how to get it.
+    """
+    config = AcceleratorConfig.resolve(config)
+    kind, _, arguments = name.partition(":")
+    if kind not in DEVICES:
+        raise InputError(f"unknown device {name!r}: choose one of {', '.join(DEVICES)}")
+    if arguments:
+        raise InputError(f"device {kind!r} takes no arguments, not {arguments!r}")
+    if kind == "golden":
+        from tilewright_sim.golden import GoldenDevice
+
+        return GoldenDevice(config)
+    return _open_rtl(config, memory or MemoryModel(), progress)
+
+
+def _open_rtl(config: AcceleratorConfig, memory: MemoryModel, progress: Callable[[str], None] | None) -> Device:
+    try:
+        from tilewright_sim.rtl import RtlDevice
+    except ModuleNotFoundError as e:
+        raise DeviceError(
+            f"the rtl device needs the package {e.name}: pip install 'tilewright[rtl]' (tilewright doctor tells more)"
+        ) from e
+    return RtlDevice(config, memory=memory, on_progress=progress)
