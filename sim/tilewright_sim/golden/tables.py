@@ -1,0 +1,140 @@
+"""The table functions: recip, rsqrt, exp2 and sigmoid (docs/numerics.md, "Table functions").
+
+Table entries are computed in integers, or in decimal arithmetic of 60 digits, never by a libm. What each function does
+to a fraction is worked out once, in integers, for every fraction there is; a call looks it up and sets the exponent.
+"""
+
+from __future__ import annotations
+
+import functools
+from decimal import ROUND_FLOOR, Context, Decimal, localcontext
+from fractions import Fraction
+from math import isqrt
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tilewright_sim.golden import formats
+from tilewright_sim.golden.formats import Floats
+
+Ints = NDArray[np.int64]
+
+_DIGITS = 60
+
+
+def _half_up(x: Fraction) -> int:
+    """Return floor(x + 1/2)."""
+    return (2 * x.numerator + x.denominator) // (2 * x.denominator)
+
+
+def _half_up_sqrt(square: Fraction) -> int:
+    """Return floor(sqrt(square) + 1/2), exactly: floor(2 * sqrt(q)) is the integer root of floor(4 * q)."""
+    return (isqrt(int(4 * square)) + 1) // 2
+
+
+def _half_up_decimal(x: Decimal) -> int:
+    return int((x + Decimal("0.5")).to_integral_value(rounding=ROUND_FLOOR))
+
+
+@functools.cache
+def recip_table() -> Ints:
+    """Return T[i] = round(2^18 / (1 + i/256)), i = 0..256."""
+    return np.array([_half_up(Fraction(2**18 * 256, 256 + i)) for i in range(257)])
+
+
+@functools.cache
+def rsqrt_table(odd: bool) -> Ints:
+    """Return T[i] = round(2^18 / sqrt(1 + i/256)), or with 2 * (1 + i/256) where the exponent is odd; i = 0..256."""
+    return np.array([_half_up_sqrt(Fraction(2**36 * 256, (256 + i) * (2 if odd else 1))) for i in range(257)])
+
+
+@functools.cache
+def exp2_table() -> Ints:
+    """Return T[i] = round(2^18 * 2^(-i/256)), i = 0..256."""
+    with localcontext(Context(prec=_DIGITS)):
+        step = (Decimal(2).ln() / -256).exp()
+        return np.array([_half_up_decimal(2**18 * step**i) for i in range(257)])
+
+
+@functools.cache
+def sigmoid_table() -> Ints:
+    """Return T[j] = round(2^16 * sigmoid((j - 256)/16)), j = 0..512."""
+    with localcontext(Context(prec=_DIGITS)):
+        return np.array([_half_up_decimal(2**16 / (1 + (Decimal(256 - j) / 16).exp())) for j in range(513)])
+
+
+def _falling(table: Ints, bits: int) -> Ints:
+    """Return y = T[i] - (((T[i] - T[i+1]) * d + half) >> bits) for every (i, d), in order."""
+    d = np.arange(1 << bits)
+    slope = table[:-1, None] - table[1:, None]
+    y: Ints = table[:-1, None] - ((slope * d + (1 << (bits - 1))) >> bits)
+    return y.reshape(-1)
+
+
+@functools.cache
+def _recip_fractions() -> Floats:
+    """Return RNE16(y) * 2^-18 for each of the 2^15 fractions."""
+    return formats.i2f(_falling(recip_table(), 7)) * 2.0**-18
+
+
+@functools.cache
+def _rsqrt_fractions() -> Floats:
+    """Return the same for rsqrt: those of even exponents, then those of odd ones."""
+    y = np.concatenate([_falling(rsqrt_table(odd), 7) for odd in (False, True)])
+    return formats.i2f(y) * 2.0**-18
+
+
+@functools.cache
+def _exp2_fractions() -> Floats:
+    """Return RNE16(y) * 2^-18 for each of the 2^16 fractions."""
+    return formats.i2f(_falling(exp2_table(), 8)) * 2.0**-18
+
+
+@functools.cache
+def _exp2_powers() -> Floats:
+    """Return 2^-p, and 0 where p > 24, for p = 0..31."""
+    return np.array([2.0**-p if p <= 24 else 0.0 for p in range(32)])
+
+
+@functools.cache
+def _sigmoid_values() -> Floats:
+    """Return sigmoid for each u + 32768."""
+    table = sigmoid_table()
+    d = np.arange(128)
+    y = table[:-1, None] + (((table[1:, None] - table[:-1, None]) * d + 64) >> 7)
+    return formats.i2f(y.reshape(-1)) * 2.0**-16
+
+
+def recip(x: ArrayLike) -> Floats:
+    """Return 1 / x; recip(0) = 0."""
+    x = np.asarray(x, dtype=np.float64)
+    y = np.ldexp(_recip_fractions()[_fraction(x)], -formats.exponent(x))
+    return formats.round_f24(np.where(x == 0, 0.0, np.copysign(y, x)))
+
+
+def rsqrt(x: ArrayLike) -> Floats:
+    """Return 1 / sqrt(x); 0 for x <= 0."""
+    x = np.asarray(x, dtype=np.float64)
+    e = formats.exponent(x)
+    y = np.ldexp(_rsqrt_fractions()[_fraction(x) + ((e & 1) << 15)], -(e >> 1))
+    return formats.round_f24(np.where(x <= 0, 0.0, y))
+
+
+def exp2(x: ArrayLike) -> Floats:
+    """Return 2**x for x <= 0; x > 0 is taken as 0."""
+    t = np.minimum(np.multiply(x, -65536.0), 2.0**21 - 1)
+    u = np.maximum(t, 0.0).astype(np.int64)  # truncation is floor: t is not negative
+    y: Floats = _exp2_fractions()[u & 0xFFFF] * _exp2_powers()[u >> 16]
+    return y
+
+
+def sigmoid(x: ArrayLike) -> Floats:
+    """Return 1 / (1 + exp(-x))."""
+    u = np.rint(np.multiply(x, 2048.0))
+    u = np.minimum(np.maximum(u, -32768.0), 32767.0)
+    return _sigmoid_values()[(u + 32768.0).astype(np.int64)]
+
+
+def _fraction(x: Floats) -> Ints:
+    """Return the 15 fraction bits of F24 values."""
+    return (x.view(np.int64) >> (52 - formats.FRACTION_BITS)) & 0x7FFF

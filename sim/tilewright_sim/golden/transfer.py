@@ -1,0 +1,186 @@
+"""WEIGHT, LOAD and STORE: what moves between memory and the machine (docs/architecture.md)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright_hw.arch.isa import LoadDest, LoadFormat, Op
+from tilewright_hw.arch.registers import ErrorCode
+from tilewright_sim.golden import formats
+from tilewright_sim.golden.state import Fault, Piece, Region, put
+
+if TYPE_CHECKING:
+    from tilewright_sim.golden.machine import Fields, Machine
+
+
+def check_memory(machine: Machine, region: Region, write: bool = False) -> Region:
+    """Return the region; Fault if it leaves memory."""
+    if region.end > machine.memory.size:
+        code = ErrorCode.WRITE_RESPONSE if write else ErrorCode.READ_RESPONSE
+        raise Fault(f"byte {region.end - 1:#x} is outside memory, which has {machine.memory.size:#x}", code)
+    return region
+
+
+def check_aligned(value: int, unit: int, what: str) -> None:
+    """Fault if `value` is no multiple of `unit`."""
+    if value % unit:
+        raise Fault(f"{what} must be a multiple of {unit}, not {value:#x}")
+
+
+class LoadStep:
+    """One WEIGHT or LOAD, its operands checked and its regions laid out; a call executes it."""
+
+    def __init__(self, machine: Machine, f: Fields, op: Op) -> None:
+        config, bus = machine.config, machine.config.bus_bytes
+        address = machine.bases[f["base"]] + f["offset"]
+        self.size, self.count, stride = f["bytes"], f["count"], f["stride"]
+        check_aligned(address, bus, "the address")
+        check_aligned(self.size, bus, "bytes")
+        if self.count > 1:
+            check_aligned(stride, bus, "stride")
+        if stride == self.size:  # one piece: weights that stay in memory can be recognised
+            self.size, self.count = self.size * self.count, 1
+            runs = f["count"]
+        else:
+            runs = self.count
+        memory = Region("memory", address, ((self.count, stride),), self.size)
+        self.memory = check_memory(machine, memory)
+        self.reads, self.writes = [memory], list[Region]()
+        self.dest = None if op is Op.WEIGHT else LoadDest(f["dest"])
+        self.pushes = self.dest in (None, LoadDest.STREAM)
+        self.source = memory.view(machine.memory.bytes)  # (count, size)
+        if self.pushes:
+            self.fifo = machine.fifos["weight" if self.dest is None else "stream"]
+            check_aligned(f["bytes"], config.col_slot, "bytes of tiles")
+            return
+        if self.dest is LoadDest.ACT:
+            check_aligned(f["bytes"], config.row_slot, "bytes of activation words")
+            words = f["bytes"] // config.row_slot
+        else:
+            self.format = LoadFormat(f["format"])
+            self.elements = f["bytes"] // (4 if self.format is LoadFormat.FP32 else 2)
+            words = -(-self.elements // config.lanes)
+        self.runs = runs
+        self.dst = Region(self.dest.name.lower(), f["dst"], ((runs, f["dst_stride"]),), words)
+        self.writes.append(machine.buffers.check(self.dst, "what is loaded"))
+        self.into = self.dst.view(machine.buffers.array(self.dst.name))  # (runs, words * width)
+
+    def __call__(self, machine: Machine) -> None:
+        """Execute."""
+        if self.pushes:
+            self._push(machine)
+        elif self.dest is LoadDest.ACT:
+            slots = self.source.reshape(self.runs, -1, machine.config.row_slot)
+            words = slots[..., : machine.config.rows].view(np.int8)
+            put(self.into, words.reshape(self.runs, -1), self.dst)
+        else:
+            put(self.into, self._floats(), self.dst)
+
+    def _push(self, machine: Machine) -> None:
+        slot = self.fifo.slot
+        rows = self.size * self.count // slot
+        if self.count == 1:
+            self.fifo.push(Piece(self.memory.start, rows, machine.index))
+        else:
+            data = np.ascontiguousarray(self.source).view(np.int8).reshape(rows, slot)
+            if np.may_share_memory(data, self.source):
+                data = data.copy()
+            self.fifo.push(Piece(0, rows, machine.index, data))
+
+    def _floats(self) -> NDArray[np.float64]:
+        """Return the elements as F24, each run filled up with zeros to whole words."""
+        data = np.ascontiguousarray(self.source).reshape(self.runs, -1)
+        if self.format is LoadFormat.FP32:
+            values = formats.load_fp32(data.view(np.uint32))
+        else:
+            values = formats.load_bf16(data.view(np.uint16))
+        width = self.into.shape[-1]
+        if width == self.elements:
+            return values
+        padded = np.zeros((self.runs, width))
+        padded[:, : self.elements] = values
+        return padded
+
+
+class StoreStep:
+    """One STORE, its operands checked and its regions laid out; a call executes it."""
+
+    def __init__(self, machine: Machine, f: Fields) -> None:
+        self.n, self.m, self.h = f["n"], f["m"], f["h"]
+        self.element = f["element"]
+        self.size = size = 1 << self.element
+        self.row_words = -(-self.n // machine.config.lanes)
+        self.run = min(f["run"], self.n)
+        full, rest = divmod(self.n, self.run)
+        start = machine.bases[f["base"]] + f["offset"]
+        rows = ((self.h, f["stride_h"]),)
+        self.reads = list[Region]()
+        self.writes = list[Region]()
+        self.spans: list[tuple[slice, Region, Region | None]] = []
+        for first, count, at in self._spans(f):
+            loops = ((count, f["stride_m"]), *rows)
+            runs = Region("memory", start + at, (*loops, (full, f["stride_run"])), self.run * size)
+            last = None
+            if rest:
+                last = Region("memory", start + at + full * f["stride_run"], loops, rest * size)
+            self.spans.append((slice(first, first + count), runs, last))
+            self.writes += [runs] + ([last] if last else [])
+        for region in self.writes:
+            check_memory(machine, region, write=True)
+            self._check_runs(machine.config.bus_bytes, region)
+        self.whole = (min(r.start for r in self.writes), max(r.end for r in self.writes))
+        self.tangled = any(
+            a.meets_itself or any(a.overlaps(b) for b in self.writes[:i]) for i, a in enumerate(self.writes)
+        )
+
+    def _spans(self, f: Fields) -> list[tuple[int, int, int]]:
+        """Return (first outer row, how many, offset of the first) for the rows between two wraps."""
+        starts = [0]
+        wrap, period = f["wrap_first"], f["wrap_period"]
+        while 0 < wrap < self.m:
+            starts.append(wrap)
+            if not period:
+                break
+            wrap += period
+        spans = []
+        at = 0
+        for first, end in zip(starts, [*starts[1:], self.m], strict=True):
+            spans.append((first, end - first, at))
+            at += (end - first - 1) * f["stride_m"] + f["wrap_stride"]
+        return spans
+
+    def _check_runs(self, bus: int, region: Region) -> None:
+        """Fault if a run neither lies inside a bus word nor starts at one, or is not aligned to its own size."""
+        run = self.run * self.size
+        unit = min(bus, run & -run)
+        strides = [stride for count, stride in region.loops if count > 1]
+        for value in (region.start, *strides):
+            if value % unit:
+                raise Fault(
+                    f"runs of {run} bytes must start at multiples of {unit}: address "
+                    f"{region.start:#x}, strides {strides}"
+                )
+
+    def __call__(self, machine: Machine) -> None:
+        """Execute."""
+        try:
+            words, machine.drained = machine.store.pop(self.m * self.h * self.row_words, self.element)
+        except Fault as e:
+            raise Fault(f"store stream: {e}") from e
+        rows = np.ascontiguousarray(words).reshape(self.m, self.h, -1)[:, :, : self.n]
+        machine.overwrite(*self.whole)
+        data = np.ascontiguousarray(rows).view(np.uint8)  # (m, h, n * size)
+        split = (self.n - self.n % self.run) * self.size
+        for which, runs, last in self.spans:
+            part = data[which]
+            full = runs.view(machine.memory.bytes)  # (m, h, runs, run * size)
+            rest = last.view(machine.memory.bytes) if last else full[:, :, 0, :0]
+            whole = part[:, :, :split].reshape(full.shape)
+            # Runs may be written twice only in their order, which counts.
+            for row in np.ndindex(part.shape[:2]) if self.tangled else ((),):
+                for i in range(full.shape[2]) if self.tangled else (...,):
+                    full[row][i] = whole[row][i]
+                rest[row] = part[:, :, split:][row]
