@@ -1,0 +1,249 @@
+"""The vector unit's arithmetic: one lane, and the way of a word through its stages.
+
+An instruction takes one constant path. A stage that it does not use is left out, not waited for: data and token skip it
+together, and nothing is delayed to keep step. `TokenPath` gives every stage the token of its word one cycle before the
+data, which is when a memory has to be read for it.
+"""
+
+from amaranth import *
+from amaranth.lib import data, enum, wiring
+from amaranth.lib.wiring import In, Out
+
+from tilewright_hw.gateware.address import Token
+from tilewright_hw.gateware.float import FloatAdd, FloatMul, FloatToInt8, IntToFloat, delay
+from tilewright_hw.gateware.functions import Exp2Sigmoid
+from tilewright_hw.gateware.layouts import F24
+
+__all__ = ["ACC_LATENCY", "X0_TO_X5", "Addend", "Lane", "LanePath", "TokenPath"]
+
+ACC_LATENCY = 2
+"""Cycles from the request for an accumulator row to the word chosen from it (its register in the vector unit)."""
+X0_TO_X5 = 3 * FloatMul.LATENCY + FloatAdd.LATENCY + Exp2Sigmoid.LATENCY + 2
+"""Cycles from x0 to x5 where every stage is used."""
+
+
+class Addend(enum.Enum, shape=unsigned(2)):
+    """What the adder adds."""
+
+    ROW = 0
+    NEG_STAT = 1
+    PRODUCT = 2
+    """The first multiplier's product (ROTATE)."""
+
+
+class LanePath(data.Struct):
+    """An instruction's way through the stages; constant while it runs."""
+
+    acc: unsigned(1)
+    """Operand A is an integer."""
+    rotate: unsigned(1)
+    """Both multipliers work on x0: its own element times cosine, its partner times sine."""
+    mul1: unsigned(1)
+    """x1 is the product with the scalar. Not with `rotate`."""
+    mul2: unsigned(1)
+    """x2 is the second product (set with `rotate`)."""
+    add: unsigned(1)
+    """x3 is the sum."""
+    addend: Addend
+    """What is added."""
+    func: unsigned(1)
+    """x4 is the function."""
+    sigmoid: unsigned(1)
+    """Which."""
+    mul3: unsigned(1)
+    """x5 is the third product."""
+    factor_row: unsigned(1)
+    """Its factor is the second row operand, not x3."""
+    raw: unsigned(1)
+    """Words go no further than the accumulators' integers."""
+
+
+class Lane(wiring.Component):
+    """x0 to x5 of docs/numerics.md, and x5 as int8, for one element per cycle.
+
+    Rigid pipeline; the path decides the latency, which `TokenPath` follows. x0, x3 and x5 are registers, with enables.
+
+    Parameters
+    ----------
+    odd : bool
+        Second of a pair: its parameter is the pair's sine, not the cosine.
+
+    Members
+    -------
+    path : In(LanePath)
+        Stages used.
+    acc : In(signed(32))
+        Operand A as an integer, `IntToFloat.LATENCY` cycles before x0 is loaded.
+    operand : In(F24)
+        Operand A otherwise, in the cycle in which x0 is loaded.
+    load_x0, load_x3, load_x5 : In(1)
+        A word is at that register's input.
+    keep : In(1)
+        The element is valid, otherwise x5 becomes +0; with `load_x5`.
+    scalar : In(F24)
+        First multiplier's factor, beside x0.
+    param : In(F24)
+        Parameter, at the second multiplier.
+    partner_x0, partner_param : In(F24)
+        `x0` and `param` of the pair's other lane.
+    neg_stat : In(F24)
+        Addend for NEG_STAT, at the adder.
+    row : In(F24)
+        Second row operand, at the adder or the third multiplier.
+    recalled : In(F24)
+        x3 from before the function, at the third multiplier.
+    x0, x3, x5 : Out(F24)
+        Registers.
+    int8 : Out(signed(8))
+        x5 quantised, `FloatToInt8.LATENCY` cycles later.
+    """
+
+    def __init__(self, *, odd):
+        self.odd = odd
+        super().__init__(
+            {
+                "path": In(LanePath),
+                "acc": In(signed(32)),
+                "operand": In(F24),
+                "load_x0": In(1),
+                "load_x3": In(1),
+                "load_x5": In(1),
+                "scalar": In(F24),
+                "param": In(F24),
+                "partner_x0": In(F24),
+                "partner_param": In(F24),
+                "neg_stat": In(F24),
+                "row": In(F24),
+                "keep": In(1),
+                "recalled": In(F24),
+                "x0": Out(F24),
+                "x3": Out(F24),
+                "x5": Out(F24),
+                "int8": Out(signed(8)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        path = self.path
+        product1, x2 = self._multiply(m)
+
+        m.submodules.add = add = FloatAdd()
+        m.d.comb += add.a.eq(x2)
+        with m.Switch(path.addend):
+            with m.Case(Addend.ROW):
+                m.d.comb += add.b.eq(self.row)
+            with m.Case(Addend.NEG_STAT):
+                m.d.comb += add.b.eq(self.neg_stat)
+            with m.Default():
+                m.d.comb += add.b.eq(product1)
+        with m.If(self.load_x3):
+            m.d.sync += self.x3.eq(Mux(path.add, add.o, x2))
+
+        m.submodules.func = func = Exp2Sigmoid()
+        m.submodules.mul3 = mul3 = FloatMul()
+        m.d.comb += [
+            func.i.eq(self.x3),
+            func.sigmoid.eq(path.sigmoid),
+            mul3.a.eq(Mux(path.func, func.o, self.x3)),
+            mul3.b.eq(Mux(path.factor_row, self.row, Mux(path.func, self.recalled, self.x3))),
+        ]
+        with m.If(self.load_x5):
+            m.d.sync += self.x5.eq(Mux(self.keep, Mux(path.mul3, mul3.o, mul3.a), 0))
+        m.submodules.quantise = quantise = FloatToInt8()
+        m.d.comb += [quantise.i.eq(self.x5), self.int8.eq(quantise.o)]
+        return m
+
+    def _multiply(self, m):
+        """Build x0 and the first two multipliers; return the first one's product, and x2."""
+        path = self.path
+        m.submodules.i2f = i2f = IntToFloat(32)
+        m.submodules.mul1 = mul1 = FloatMul()
+        m.submodules.mul2 = mul2 = FloatMul()
+        m.d.comb += i2f.i.eq(self.acc)
+        with m.If(self.load_x0):
+            m.d.sync += self.x0.eq(Mux(path.acc, i2f.o, self.operand))
+        if self.odd:
+            cosine, sine = self.partner_param, self.param
+        else:
+            cosine, sine = self.param, self.partner_param ^ (1 << 23)  # -sin: a zero's sign is ignored
+        x1 = Signal(F24)
+        m.d.comb += [
+            mul1.a.eq(self.x0),
+            mul1.b.eq(Mux(path.rotate, cosine, self.scalar)),
+            x1.eq(Mux(path.mul1, mul1.o, self.x0)),
+            mul2.a.eq(Mux(path.rotate, self.partner_x0, x1)),
+            mul2.b.eq(Mux(path.rotate, sine, self.param)),
+        ]
+        x2 = Signal(F24)
+        m.d.comb += x2.eq(Mux(path.mul2, mul2.o, x1))
+        return mul1.o, x2
+
+
+class TokenPath(wiring.Component):
+    """Takes every word's token along its path, past each stage one cycle before the data.
+
+    Rigid; an instruction has left before the next one, with another path, begins.
+
+    Members
+    -------
+    path : In(LanePath)
+        Stages used.
+    issue : In(Token)
+        The word for which accumulators are read, or that is at `operand`.
+    integer : Out(Token)
+        At the word chosen from the accumulators (in time with the data, not before it).
+    operand : Out(Token)
+        At x0's input: read the row buffer's operand A and the statistics.
+    param : Out(Token)
+        At the second multiplier: read the parameters.
+    addend : Out(Token)
+        At the adder: read what is added.
+    factor : Out(Token)
+        At the third multiplier: read its factor.
+    result : Out(Token)
+        At x5's input.
+    x0, x3, x5 : Out(Token)
+        At those registers' inputs, in time with the data: the registers hold the word a cycle later.
+    """
+
+    path: In(LanePath)
+    issue: In(Token)
+    integer: Out(Token)
+    operand: Out(Token)
+    param: Out(Token)
+    addend: Out(Token)
+    factor: Out(Token)
+    result: Out(Token)
+    x0: Out(Token)
+    x3: Out(Token)
+    x5: Out(Token)
+
+    def elaborate(self, platform):
+        m = Module()
+        path = self.path
+
+        def stage(token, cycles, used, name):
+            return Mux(used, Value.cast(delay(m, token, cycles, name=name)), Value.cast(token))
+
+        at_acc = delay(m, self.issue, ACC_LATENCY - 1, name="acc")
+        x3_input = Signal(Token)
+        m.d.comb += [
+            self.operand.eq(stage(self.issue, ACC_LATENCY - 1 + IntToFloat.LATENCY, path.acc, "i2f")),
+            self.param.eq(stage(self.x0, FloatMul.LATENCY, path.mul1, "mul1")),
+            self.addend.eq(stage(self.param, FloatMul.LATENCY, path.mul2, "mul2")),
+            x3_input.eq(stage(self.addend, FloatAdd.LATENCY, path.add, "add")),
+            self.factor.eq(stage(self.x3, Exp2Sigmoid.LATENCY, path.func, "func")),
+            self.result.eq(stage(self.factor, FloatMul.LATENCY, path.mul3, "mul3")),
+        ]
+        with m.If(path.raw):
+            m.d.comb += self.operand.valid.eq(0)
+        # A token that is one cycle ahead of its data at a register's input is in time with it a cycle later, and then
+        # one cycle ahead of the register's output.
+        m.d.sync += [
+            self.integer.eq(at_acc),
+            self.x0.eq(self.operand),
+            self.x3.eq(x3_input),
+            self.x5.eq(self.result),
+        ]
+        return m

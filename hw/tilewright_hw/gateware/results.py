@@ -1,0 +1,223 @@
+"""Where the vector unit's results go: which elements are valid, and the way to the buffers and the store stream."""
+
+from amaranth import *
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from tilewright_hw.arch.isa import Dest, Op
+from tilewright_hw.gateware.address import AddressGenerator, Token
+from tilewright_hw.gateware.fifo import StreamFifo
+from tilewright_hw.gateware.float import FloatToInt8, delay
+from tilewright_hw.gateware.layouts import (
+    buffer_write,
+    bytes_word,
+    operands,
+    store_word,
+    sums_word,
+    vector_word,
+)
+
+__all__ = ["ResultWriter", "ValidLanes", "act_write"]
+
+STORE_DEPTH = 32
+"""Words of the FIFO in front of the store stream: about the longest way from issue to there, so that words flow at one
+per cycle."""
+
+
+def act_write(lanes, parts):
+    """Return the signature with which L bytes of an activation word are written: en, addr, part, data."""
+    return wiring.Signature(
+        {
+            "en": Out(1),
+            "addr": Out(16),
+            "part": Out(ceil_log2(parts)),
+            "data": Out(bytes_word(lanes)),
+        }
+    )
+
+
+class ValidLanes(wiring.Component):
+    """Which lanes of each word hold valid elements: those before lim(m) = min(n, limit + m * causal).
+
+    Parameters
+    ----------
+    lanes : int
+        Elements of a word.
+
+    Members
+    -------
+    load : In(1)
+        An instruction starts.
+    n, limit : In(16)
+        Its operands: `limit` with `load`, `n` also while it runs.
+    causal : In(1)
+        The limit grows with each outer row.
+    token : In(Token)
+        A word comes.
+    keep : Out(lanes)
+        Its valid lanes, a cycle after the token.
+    """
+
+    def __init__(self, *, lanes):
+        self.lanes = lanes
+        super().__init__(
+            {
+                "load": In(1),
+                "n": In(16),
+                "limit": In(16),
+                "causal": In(1),
+                "token": In(Token),
+                "keep": Out(lanes),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        bound, left = Signal(16), Signal(16)  # of this outer row, and from this word on
+        grown = Signal(16)
+        smaller = Mux(self.limit < self.n, self.limit, self.n)
+        m.d.comb += grown.eq(bound + (self.causal & (bound != self.n)))
+        with m.If(self.load):
+            m.d.sync += [bound.eq(smaller), left.eq(smaller)]
+        with m.Elif(self.token.valid):
+            m.d.sync += self.keep.eq(Cat(left > lane for lane in range(self.lanes)))
+            m.d.sync += left.eq(Mux(left > self.lanes, left - self.lanes, 0))
+            with m.If(self.token.row_end):
+                m.d.sync += left.eq(bound)
+            with m.If(self.token.outer_end):
+                m.d.sync += [bound.eq(grown), left.eq(grown)]
+        return m
+
+
+class ResultWriter(wiring.Component):
+    """Writes results to the row buffer, the activation buffer or the store stream.
+
+    Rigid towards the lanes: the store stream has a FIFO, and a word must be reserved in it (`reserve`, only while `room`)
+    before it is issued.
+
+    Parameters
+    ----------
+    lanes : int
+        Elements of a word.
+    parts : int
+        Words of L elements in an activation word.
+
+    Members
+    -------
+    load : In(1)
+        An instruction starts: `next`.
+    next : In(operands(Op.VECTOR))
+        Its operands, with `load`.
+    command : In(operands(Op.VECTOR))
+        The same from the next cycle on, while it runs.
+    room : Out(1)
+        There is room in the store FIFO for another word.
+    reserve : In(1)
+        A word is issued that will enter it.
+    integer, x5 : In(Token)
+        The tokens of those names (`TokenPath`).
+    integers : In(sums_word(lanes))
+        In time with `integer`.
+    floats : In(vector_word(lanes))
+        x5: a cycle after its token.
+    int8 : In(bytes_word(lanes))
+        x5 quantised: `FloatToInt8.LATENCY` cycles after that.
+    row_en, row : Out(1), Out(buffer_write(vector_word(lanes)))
+        Write into the row buffer.
+    act : Out(act_write(lanes, parts))
+        Write into the activation buffer.
+    o_store : Out(stream of store_word(lanes))
+        Store stream.
+    last : Out(1)
+        The instruction's last word is being written.
+    """
+
+    def __init__(self, *, lanes, parts):
+        self.lanes = lanes
+        self.parts = parts
+        super().__init__(
+            {
+                "load": In(1),
+                "next": In(operands(Op.VECTOR)),
+                "command": In(operands(Op.VECTOR)),
+                "room": Out(1),
+                "reserve": In(1),
+                "integer": In(Token),
+                "x5": In(Token),
+                "integers": In(sums_word(lanes)),
+                "floats": In(vector_word(lanes)),
+                "int8": In(bytes_word(lanes)),
+                "row_en": Out(1),
+                "row": Out(buffer_write(vector_word(lanes))),
+                "act": Out(act_write(lanes, parts)),
+                "o_store": Out(stream.Signature(store_word(lanes))),
+                "last": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        dest = self.command.dest
+        token = self._token(m)
+        m.d.comb += self.last.eq(token.valid & token.last)
+
+        m.submodules.target = target = AddressGenerator(subs=self.parts)
+        m.d.comb += [
+            target.load.eq(self.load),
+            target.base.eq(self.next.dst),
+            target.step_m.eq(self.command.dst_m),
+            target.step_h.eq(self.command.dst_h),
+            target.step.eq(1),
+            target.last_sub.eq(Mux(dest == Dest.ACT, self.parts - 1, 0)),
+            target.token.eq(token),
+            self.row_en.eq(token.valid & (dest == Dest.ROW)),
+            self.row.addr.eq(target.addr),
+            self.row.data.eq(self.floats),
+            self.act.en.eq(token.valid & (dest == Dest.ACT)),
+            self.act.addr.eq(target.addr),
+            self.act.part.eq(target.sub),
+            self.act.data.eq(self.int8),
+        ]
+        self._store(m, token.valid)
+        return m
+
+    def _token(self, m):
+        """Return the token in time with the data that the destination takes."""
+        dest = self.command.dest
+        result = delay(m, self.x5, 1, name="result")
+        quantised = Signal(Token)
+        int8 = (dest == Dest.ACT) | (dest == Dest.STORE_INT8)
+        m.d.comb += [quantised.eq(result), quantised.valid.eq(result.valid & int8)]
+        quantised = delay(m, quantised, FloatToInt8.LATENCY, name="quantised")
+        token = Signal(Token)
+        with m.If(dest == Dest.STORE_RAW):
+            m.d.comb += token.eq(self.integer)
+        with m.Elif(int8):
+            m.d.comb += token.eq(quantised)
+        with m.Else():
+            m.d.comb += token.eq(result)
+        return token
+
+    def _store(self, m, valid):
+        """Build the store FIFO and count its room."""
+        dest = self.command.dest
+        m.submodules.fifo = fifo = StreamFifo(store_word(self.lanes), STORE_DEPTH)
+        wiring.connect(m, fifo.o, wiring.flipped(self.o_store))
+        m.d.comb += fifo.i.valid.eq(valid & (dest >= Dest.STORE_INT8))
+        for i in range(self.lanes):
+            word = fifo.i.payload[i]
+            with m.Switch(dest):
+                with m.Case(Dest.STORE_RAW):
+                    m.d.comb += word.eq(self.integers[i].as_unsigned())
+                with m.Case(Dest.STORE_INT8):
+                    m.d.comb += word.eq(self.int8[i].as_unsigned())
+                with m.Case(Dest.STORE_BF16):
+                    m.d.comb += word.eq(self.floats[i][8:])
+                with m.Default():
+                    m.d.comb += word.eq(self.floats[i] << 8)
+
+        free = Signal(range(STORE_DEPTH + 1), init=STORE_DEPTH)
+        taken = self.o_store.valid & self.o_store.ready
+        m.d.comb += self.room.eq(free != 0)
+        m.d.sync += free.eq(free - self.reserve + taken)

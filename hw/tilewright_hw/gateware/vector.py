@@ -1,0 +1,349 @@
+"""The vector unit: row operations on accumulators and row buffer, L elements per cycle."""
+
+from amaranth import *
+from amaranth.lib import enum, stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from tilewright_hw.arch.config import AcceleratorConfig
+from tilewright_hw.arch.isa import Add, Dest, Func, Mul, Op, Reduce, Scale, Source
+from tilewright_hw.gateware.address import AddressGenerator, RowLoops, Token
+from tilewright_hw.gateware.float import delay
+from tilewright_hw.gateware.functions import Exp2Sigmoid
+from tilewright_hw.gateware.lane import Addend, Lane, LanePath, TokenPath
+from tilewright_hw.gateware.layouts import (
+    buffer_write,
+    operands,
+    store_word,
+    sums_word,
+    vector_word,
+)
+from tilewright_hw.gateware.reduce import RowReduce, RowScalar
+from tilewright_hw.gateware.results import ResultWriter, ValidLanes, act_write
+from tilewright_hw.gateware.ring import Ring
+from tilewright_hw.gateware.statistics import RowStatistics, first_of
+from tilewright_hw.gateware.vector_memory import VectorMemory
+
+__all__ = ["VectorUnit"]
+
+
+class RowUse(enum.Enum, shape=unsigned(2)):
+    """What the row buffer is read for."""
+
+    NONE = 0
+    OPERAND = 1
+    ADDEND = 2
+    FACTOR = 3
+
+
+class VectorUnit(wiring.Component):
+    """Executes VECTOR instructions (docs/numerics.md, "A vector instruction"; docs/architecture.md, VECTOR).
+
+    One word of L elements enters per cycle; rows follow each other without a gap, those of one word too. An instruction
+    begins when the one before has completed. Flow control: `cmd` and the loads are streams; buffer ports are rigid; words
+    for the store stream are issued only as far as its FIFO has room.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+        Sizes.
+
+    Members
+    -------
+    cmd : In(stream of operands(Op.VECTOR))
+        Instructions.
+    done : Out(1)
+        Pulses when one has completed.
+    acc_en, acc_bank, acc_addr : Out
+        Accumulator row to read.
+    acc_data : In(sums_word(cols))
+        The row, a cycle later.
+    act : Out(act_write(lanes, rows // lanes))
+        Writes a part of an activation word.
+    i_row, i_param : In(stream of buffer_write(vector_word(lanes)))
+        Loads into the row and the parameter buffer; the former waits for the unit's own writes.
+    o_store : Out(stream of store_word(lanes))
+        Store stream.
+    wait_store : Out(1)
+        A word could be issued but for the room in the store stream.
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        if not isinstance(config, AcceleratorConfig):
+            raise TypeError(f"VectorUnit config must be an AcceleratorConfig, not {config!r}")
+        self.config = config
+        self.lanes = lanes = config.lanes
+        word = buffer_write(vector_word(lanes))
+        super().__init__(
+            {
+                "cmd": In(stream.Signature(operands(Op.VECTOR))),
+                "done": Out(1),
+                "acc_en": Out(1),
+                "acc_bank": Out(1),
+                "acc_addr": Out(16),
+                "acc_data": In(sums_word(config.cols)),
+                "act": Out(act_write(lanes, config.rows // lanes)),
+                "i_row": In(stream.Signature(word)),
+                "i_param": In(stream.Signature(word)),
+                "o_store": Out(stream.Signature(store_word(lanes))),
+                "wait_store": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        parts = config.rows // self.lanes
+        m.submodules.loops = RowLoops(lanes=self.lanes, parts=parts)
+        m.submodules.tokens = TokenPath()
+        m.submodules.row = VectorMemory(lanes=self.lanes, words=config.row_words)
+        m.submodules.param = VectorMemory(lanes=self.lanes, words=config.param_words)
+        m.submodules.statistics = RowStatistics(entries=config.stat_entries)
+        m.submodules.valid = ValidLanes(lanes=self.lanes)
+        m.submodules.results = ResultWriter(lanes=self.lanes, parts=parts)
+
+        m.submodules.reduce = RowReduce(lanes=self.lanes)
+        m.submodules.scalar = RowScalar()
+
+        command, load = self._control(m)
+        path, row_use = self._decode(m, load)
+        self._issue(m, command, load, path)
+        self._read_buffers(m, command, load, row_use)
+        integers = self._read_accumulators(m, command, load)
+        lanes = self._build_lanes(m, path, integers)
+        self._write(m, command, load, integers, lanes)
+        self._reduce(m, command, lanes)
+        for block in (m.submodules.results, m.submodules.statistics):
+            m.d.comb += [block.load.eq(load), block.next.eq(self.cmd.payload)]
+            m.d.comb += block.command.eq(command)
+        return m
+
+    def _control(self, m):
+        """Take commands and tell when they are done; return the running command, and the pulse that loads the next."""
+        command = Signal(operands(Op.VECTOR))
+        busy, load = Signal(), Signal()
+        writing, reducing = Signal(), Signal()  # what is still to be done for the command
+        entry_last = m.submodules.statistics.entry.valid & m.submodules.statistics.entry_token.last
+        last = m.submodules.results.last
+        finished = busy & (last | ~writing) & (entry_last | ~reducing)
+        m.d.comb += [
+            self.cmd.ready.eq(~busy | finished),
+            load.eq(self.cmd.valid & self.cmd.ready),
+        ]
+        m.d.sync += self.done.eq(finished)
+        with m.If(last):
+            m.d.sync += writing.eq(0)
+        with m.If(entry_last):
+            m.d.sync += reducing.eq(0)
+        with m.If(finished):
+            m.d.sync += busy.eq(0)
+        with m.If(load):
+            m.d.sync += [
+                command.eq(self.cmd.payload),
+                busy.eq(1),
+                writing.eq(1),
+                reducing.eq(self.cmd.payload.reduce != Reduce.NONE),
+            ]
+        return command, load
+
+    def _decode(self, m, load):
+        """Return the command's path and what it reads the row buffer for, as registers."""
+        new = self.cmd.payload
+        path, row_use = Signal(LanePath), Signal(RowUse)
+        rotate = new.add == Add.ROTATE
+        with m.If(load):
+            m.d.sync += [
+                path.acc.eq(new.source == Source.ACC),
+                path.rotate.eq(rotate),
+                path.mul1.eq((new.scale != Scale.NONE) & ~rotate),
+                path.mul2.eq(new.param | rotate),
+                path.add.eq(new.add != Add.NONE),
+                path.func.eq(new.func != Func.NONE),
+                path.sigmoid.eq(new.func == Func.SIGMOID),
+                path.mul3.eq(new.mul != Mul.NONE),
+                path.factor_row.eq(new.mul == Mul.ROW),
+                path.raw.eq(new.dest == Dest.STORE_RAW),
+            ]
+            with m.Switch(new.add):
+                with m.Case(Add.NEG_STAT_A):
+                    m.d.sync += path.addend.eq(Addend.NEG_STAT)
+                with m.Case(Add.ROTATE):
+                    m.d.sync += path.addend.eq(Addend.PRODUCT)
+                with m.Default():
+                    m.d.sync += path.addend.eq(Addend.ROW)
+            with m.If(new.source == Source.ROW):
+                m.d.sync += row_use.eq(RowUse.OPERAND)
+            with m.Elif(new.add == Add.ROW):
+                m.d.sync += row_use.eq(RowUse.ADDEND)
+            with m.Elif(new.mul == Mul.ROW):
+                m.d.sync += row_use.eq(RowUse.FACTOR)
+            with m.Else():
+                m.d.sync += row_use.eq(RowUse.NONE)
+        return path, row_use
+
+    def _issue(self, m, command, load, path):
+        """Issue the command's words: into the store FIFO only where one has room."""
+        loops, tokens, results = m.submodules.loops, m.submodules.tokens, m.submodules.results
+        new = self.cmd.payload
+        stores = command.dest >= Dest.STORE_INT8
+        m.d.comb += [
+            loops.load.eq(load),
+            loops.n.eq(new.n),
+            loops.m.eq(new.m),
+            loops.h.eq(new.h),
+            loops.pad.eq(new.dest == Dest.ACT),
+            loops.advance.eq(~stores | results.room),
+            results.reserve.eq(stores & loops.token.valid),
+            self.wait_store.eq(loops.active & ~loops.advance),
+            tokens.path.eq(path),
+            tokens.issue.eq(loops.token),
+        ]
+
+    def _read_accumulators(self, m, command, load):
+        """Read the accumulators; return the chosen word of L integers, in time with the token `integer`."""
+        issue = m.submodules.loops.token
+        groups = self.config.cols // self.lanes
+        m.submodules.acc_address = source = AddressGenerator(subs=groups)
+        m.d.comb += [
+            source.load.eq(load),
+            source.base.eq(self.cmd.payload.src),
+            source.step_m.eq(command.src_m),
+            source.step_h.eq(command.src_h),
+            source.step.eq(command.src_n),
+            source.last_sub.eq(groups - 1),
+            source.token.eq(issue),
+            self.acc_en.eq(issue.valid & (command.source == Source.ACC)),
+            self.acc_bank.eq(command.bank),
+            self.acc_addr.eq(source.addr),
+        ]
+        read, sub = Signal(), Signal.like(source.sub)
+        integers = Signal(sums_word(self.lanes))
+        m.d.sync += read.eq(self.acc_en)
+        with m.If(self.acc_en):
+            m.d.sync += sub.eq(source.sub)
+        with m.If(read):
+            words = Value.cast(self.acc_data).word_select(sub, 32 * self.lanes)
+            m.d.sync += integers.eq(words)
+        return integers
+
+    def _read_buffers(self, m, command, load, row_use):
+        """Read row and parameter buffer for the stage that needs them, and take their loads."""
+        row, param, tokens = m.submodules.row, m.submodules.param, m.submodules.tokens
+        new = self.cmd.payload
+        m.submodules.row_address = row_address = AddressGenerator()
+        m.submodules.param_address = param_address = AddressGenerator()
+        operand = row_use == RowUse.OPERAND
+        m.d.comb += [
+            row_address.load.eq(load),
+            row_address.base.eq(Mux(new.source == Source.ROW, new.src, new.row)),
+            row_address.step_m.eq(Mux(operand, command.src_m, command.row_m)),
+            row_address.step_h.eq(Mux(operand, command.src_h, command.row_h)),
+            row_address.step.eq(1),
+            row.addr.eq(row_address.addr),
+            row.en.eq(row_address.token.valid),
+            param_address.load.eq(load),
+            param_address.base.eq(new.par),
+            param_address.step_m.eq(command.par_m),
+            param_address.step_h.eq(command.par_h),
+            param_address.step.eq(1),
+            param_address.token.eq(tokens.param),
+            param.addr.eq(param_address.addr),
+            param.en.eq(tokens.param.valid & m.submodules.tokens.path.mul2),
+        ]
+        with m.Switch(row_use):
+            for use, token in (
+                (RowUse.OPERAND, tokens.operand),
+                (RowUse.ADDEND, tokens.addend),
+                (RowUse.FACTOR, tokens.factor),
+            ):
+                with m.Case(use):
+                    m.d.comb += row_address.token.eq(token)
+        connect(m, flipped(self.i_row), row.i_load)
+        connect(m, flipped(self.i_param), param.i_load)
+
+    def _build_lanes(self, m, path, integers):
+        """Build the lanes and what they share; return them."""
+        tokens, statistics = m.submodules.tokens, m.submodules.statistics
+        lanes = [Lane(odd=bool(i % 2)) for i in range(self.lanes)]
+        recall = Ring(vector_word(self.lanes), depth=1 << Exp2Sigmoid.LATENCY.bit_length())
+        m.submodules.recall = recall
+        own = path.func & path.mul3 & ~path.factor_row
+        m.d.comb += [
+            recall.put.eq(delay(m, tokens.x3.valid, 1, name="x3_valid") & own),
+            recall.take.eq(tokens.factor.valid & own),
+        ]
+        row, param = m.submodules.row.data, m.submodules.param.data
+        for i, lane in enumerate(lanes):
+            m.submodules[f"lane{i}"] = lane
+            operand = row[i]
+            if i == 0:  # rows that begin with b have one element
+                operand = Mux(m.submodules.statistics.command.source == Source.STAT, statistics.b, operand)
+            m.d.comb += [
+                lane.path.eq(path),
+                lane.acc.eq(integers[i]),
+                lane.operand.eq(operand),
+                lane.load_x0.eq(tokens.x0.valid),
+                lane.load_x3.eq(tokens.x3.valid),
+                lane.load_x5.eq(tokens.x5.valid),
+                lane.keep.eq(m.submodules.valid.keep[i]),
+                lane.scalar.eq(statistics.scalar),
+                lane.param.eq(param[i]),
+                lane.partner_x0.eq(lanes[i ^ 1].x0),
+                lane.partner_param.eq(param[i ^ 1]),
+                lane.neg_stat.eq(statistics.neg_a),
+                lane.row.eq(row[i]),
+                lane.recalled.eq(recall.data[i]),
+                recall.put_data[i].eq(lane.x3),
+            ]
+        return lanes
+
+    def _write(self, m, command, load, integers, lanes):
+        """Mask the results and send them to their destination."""
+        tokens, valid, results = m.submodules.tokens, m.submodules.valid, m.submodules.results
+        m.d.comb += [
+            valid.load.eq(load),
+            valid.n.eq(Mux(load, self.cmd.payload.n, command.n)),
+            valid.limit.eq(self.cmd.payload.limit),
+            valid.causal.eq(command.causal),
+            valid.token.eq(tokens.result),
+            results.integer.eq(tokens.integer),
+            results.x5.eq(tokens.x5),
+            results.integers.eq(integers),
+            m.submodules.row.write_en.eq(results.row_en),
+            m.submodules.row.write.eq(results.row),
+        ]
+        for i, lane in enumerate(lanes):
+            m.d.comb += [results.floats[i].eq(lane.x5), results.int8[i].eq(lane.int8)]
+        connect(m, results.o_store, flipped(self.o_store))
+        connect(m, results.act, flipped(self.act))
+
+    def _reduce(self, m, command, lanes):
+        """Reduce the rows, and write their statistics entries."""
+        tokens, statistics = m.submodules.tokens, m.submodules.statistics
+        reduce, scalar = m.submodules.reduce, m.submodules.scalar
+        token = Signal(Token)
+        x5 = delay(m, tokens.x5, 1, name="reduce")
+        end = Mux(command.reduce_outer, x5.outer_end, x5.row_end)
+        m.d.comb += [
+            token.eq(x5),
+            token.valid.eq(x5.valid & (command.reduce != Reduce.NONE)),
+            reduce.kind.eq(command.reduce),
+            reduce.i.valid.eq(token.valid),
+            reduce.i.first.eq(first_of(m, token, end, name="reduce")),
+            reduce.i.last.eq(end),
+            reduce.i.keep.eq(delay(m, m.submodules.valid.keep, 1, name="keep")),
+            reduce.i.exponent.eq(statistics.exponent),
+            reduce.i.data.eq(Cat(lane.x5 for lane in lanes)),
+            scalar.kind.eq(command.reduce),
+            scalar.const1.eq(command.const1[8:]),
+            scalar.const2.eq(command.const2 << 8),
+            scalar.scale16.eq(command.scale16),
+            scalar.i.eq(reduce.o),
+            statistics.entry.eq(scalar.o),
+            statistics.entry_token.eq(
+                delay(m, token, reduce.latency + RowScalar.LATENCY, name="entry")
+            ),
+            statistics.operand.eq(tokens.operand),
+            statistics.x0.eq(tokens.x0),
+            statistics.addend.eq(tokens.addend),
+            statistics.x5.eq(tokens.x5),
+        ]

@@ -1,0 +1,75 @@
+"""The row and the parameter buffer."""
+
+from amaranth import *
+from amaranth.lib import memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from tilewright_hw.gateware.layouts import buffer_write, vector_word
+
+__all__ = ["VectorMemory"]
+
+
+class VectorMemory(wiring.Component):
+    """Words of L floats: one read port, and one write port that the vector unit shares with loads.
+
+    A word is read a cycle after `en`, and stays at `data` until the next. Writes are seen by reads from the next cycle
+    on. `write` is never refused; `i_load` waits for it.
+
+    Parameters
+    ----------
+    lanes : int
+        Floats of a word.
+    words : int
+        Words, a power of two; addresses wrap.
+
+    Members
+    -------
+    en : In(1)
+        Read.
+    addr : In(16)
+        Word to read.
+    data : Out(vector_word(lanes))
+        What was read.
+    write_en : In(1)
+        Write `write`.
+    write : In(buffer_write(vector_word(lanes)))
+        Address and word.
+    i_load : In(stream of buffer_write(vector_word(lanes)))
+        Words to write when `write_en` is 0.
+    """
+
+    def __init__(self, *, lanes, words):
+        self.lanes = lanes
+        self.words = words
+        self._width = exact_log2(words)
+        word = buffer_write(vector_word(lanes))
+        super().__init__(
+            {
+                "en": In(1),
+                "addr": In(16),
+                "data": Out(vector_word(lanes)),
+                "write_en": In(1),
+                "write": In(word),
+                "i_load": In(stream.Signature(word)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.memory = store = memory.Memory(
+            shape=vector_word(self.lanes), depth=self.words, init=[]
+        )
+        read, write = store.read_port(), store.write_port()
+        chosen = Signal.like(self.write)
+        m.d.comb += [
+            read.en.eq(self.en),
+            read.addr.eq(self.addr[: self._width]),
+            self.data.eq(read.data),
+            self.i_load.ready.eq(~self.write_en),
+            chosen.eq(Mux(self.write_en, Value.cast(self.write), Value.cast(self.i_load.payload))),
+            write.en.eq(self.write_en | self.i_load.valid),
+            write.addr.eq(chosen.addr[: self._width]),
+            write.data.eq(chosen.data),
+        ]
+        return m
