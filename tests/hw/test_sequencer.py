@@ -134,9 +134,7 @@ class Bench:
                     pending.pop(0)
                     self.completed[unit] += 1
                 ctx.set(self.dut.done[unit], bool(finish))
-                valid, ready, payload, stop = (
-                    await ctx.tick().sample(port.valid, port.ready, port.payload, self.dut.stop)
-                )[2:]
+                valid, ready, payload = (await ctx.tick().sample(port.valid, port.ready, port.payload))[2:]
                 if valid and ready:
                     self.take(unit, taken, as_dict(payload))
                     taken += 1
