@@ -10,36 +10,11 @@ from amaranth.utils import exact_log2
 from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.isa import BASES
 from tilewright_hw.arch.registers import COUNTERS, IDENTITY, REGISTERS, VERSION, ErrorCode
+from tilewright_hw.gateware.axi import AxiLite, Response
 
-__all__ = ["AXI_LITE", "EVENTS", "ControlRegisters"]
+__all__ = ["EVENTS", "ControlRegisters"]
 
 ADDRESS_BITS = 12
-OKAY, SLVERR = 0, 2
-
-AXI_LITE = wiring.Signature(
-    {
-        "awaddr": Out(ADDRESS_BITS),
-        "awprot": Out(3),
-        "awvalid": Out(1),
-        "awready": In(1),
-        "wdata": Out(32),
-        "wstrb": Out(4),
-        "wvalid": Out(1),
-        "wready": In(1),
-        "bresp": In(2),
-        "bvalid": In(1),
-        "bready": Out(1),
-        "araddr": Out(ADDRESS_BITS),
-        "arprot": Out(3),
-        "arvalid": Out(1),
-        "arready": In(1),
-        "rdata": In(32),
-        "rresp": In(2),
-        "rvalid": In(1),
-        "rready": Out(1),
-    }
-)
-"""AXI4-Lite, as seen by the master."""
 
 EVENTS = data.StructLayout({name.lower(): 1 for name, _ in COUNTERS if name != "CYCLES"})
 """What is counted, one bit per counter; a bit that is set counts the cycle."""
@@ -62,7 +37,7 @@ class ControlRegisters(wiring.Component):
 
     Members
     -------
-    bus : In(AXI_LITE)
+    bus : In(AxiLite)
         The registers. Protection bits are ignored.
     start : Out(1), program : Out(64), bases : Out(64).array(8)
         To the sequencer and the memory units.
@@ -84,7 +59,7 @@ class ControlRegisters(wiring.Component):
         self.config = config
         super().__init__(
             {
-                "bus": In(AXI_LITE),
+                "bus": In(AxiLite(addr_bits=ADDRESS_BITS)),
                 "start": Out(1),
                 "program": Out(64),
                 "bases": Out(64).array(BASES),
@@ -235,7 +210,7 @@ class ControlRegisters(wiring.Component):
                 has_addr.eq(0),
                 has_data.eq(0),
                 bus.bvalid.eq(1),
-                bus.bresp.eq(Mux(writable, OKAY, SLVERR)),
+                bus.bresp.eq(Mux(writable, Response.OKAY, Response.SLVERR)),
             ]
 
     def _read_channel(self, m, values):
@@ -253,9 +228,9 @@ class ControlRegisters(wiring.Component):
                 has_addr.eq(0),
                 bus.rvalid.eq(1),
                 bus.rdata.eq(0),
-                bus.rresp.eq(SLVERR),
+                bus.rresp.eq(Response.SLVERR),
             ]
             with m.Switch(addr[2:]):
                 for name, value in values.items():
                     with m.Case(REGISTERS[name].address >> 2):
-                        m.d.sync += [bus.rdata.eq(value), bus.rresp.eq(OKAY)]
+                        m.d.sync += [bus.rdata.eq(value), bus.rresp.eq(Response.OKAY)]
