@@ -1,10 +1,22 @@
-"""Triangular delay: makes the wavefronts that a systolic array wants."""
+"""Delays: the wavefronts that a systolic array wants, and pipelines beside it."""
 
 from __future__ import annotations
 
 from amaranth.hdl import Module, Shape, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+
+
+def pipeline(m, valid, payload, cycles, name):
+    """Return `valid` and `payload`, each delayed by 0, 1, ... cycles; a payload moves if valid."""
+    valids, payloads = [valid], [payload]
+    for i in range(1, cycles + 1):
+        valids.append(Signal(name=f"{name}_valid_{i}"))
+        payloads.append(Signal(payload.shape(), name=f"{name}_{i}"))
+        m.d.sync += valids[i].eq(valids[i - 1])
+        with m.If(valids[i - 1]):
+            m.d.sync += payloads[i].eq(payloads[i - 1])
+    return valids, payloads
 
 
 class Skew(wiring.Component):

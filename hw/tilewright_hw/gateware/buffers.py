@@ -1,0 +1,73 @@
+"""The activation buffer: int8 words for the rows of the array."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal, unsigned
+from amaranth.lib import memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from tilewright_hw.arch.config import AcceleratorConfig
+from tilewright_hw.gateware.layouts import buffer_write, bytes_word
+from tilewright_hw.gateware.results import act_write
+
+
+class ActBuffer(wiring.Component):
+    """act[addr]: words of R int8, read whole, written whole (loads) or L bytes at a time.
+
+    Flow control: reads and `write` never wait. `i_load` is a stream; it waits while `write.en`.
+
+    Latency: `data` one cycle after `en`, and held until the next `en`. What is written in a cycle
+    can be read from the next on.
+
+    Storage: R/L block memories of L bytes, each with one synchronous read and one write port.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+        The accelerator's parameters.
+
+    Members
+    -------
+    en : 1, in
+    addr : unsigned(16), in
+    data : R int8, out
+    write : act_write, in
+        Bytes part * L .. part * L + L - 1 of a word.
+    i_load : stream of buffer_write(R int8)
+    """
+
+    def __init__(self, config):
+        if not isinstance(config, AcceleratorConfig):
+            raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
+        self.config = config
+        super().__init__(
+            {
+                "en": In(1),
+                "addr": In(16),
+                "data": Out(bytes_word(config.rows)),
+                "write": In(act_write(config.lanes, config.rows // config.lanes)),
+                "i_load": In(stream.Signature(buffer_write(bytes_word(config.rows)))),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        lanes = self.config.lanes
+        bits = 8 * lanes
+        load, write = self.i_load.payload, self.write
+        m.d.comb += self.i_load.ready.eq(~write.en)
+        addr = Signal(16)
+        m.d.comb += addr.eq(Mux(write.en, write.addr, load.addr))
+        for p in range(self.config.rows // lanes):
+            m.submodules[f"part_{p}"] = part = memory.Memory(shape=unsigned(bits), depth=self.config.act_words, init=[])
+            w, r = part.write_port(), part.read_port()
+            loaded = load.data.as_value()[p * bits :][:bits]
+            m.d.comb += [
+                w.en.eq(Mux(write.en, write.part == p, self.i_load.valid)),
+                w.addr.eq(addr),
+                w.data.eq(Mux(write.en, write.data.as_value(), loaded)),
+                r.en.eq(self.en),
+                r.addr.eq(self.addr),
+                self.data.as_value()[p * bits :][:bits].eq(r.data),
+            ]
+        return m

@@ -1,0 +1,267 @@
+"""Weight tiles on their way into the array: FIFOs of whole tiles, and the loader that empties them."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from tilewright_hw.gateware.layouts import bytes_word
+
+
+def _next(m, pointer, depth):
+    """Advance a pointer that counts 0 .. depth - 1 and round again."""
+    m.d.sync += pointer.eq(Mux(pointer == depth - 1, 0, pointer + 1))
+
+
+class TileBank(wiring.Component):
+    """The rows of one row group: written one by one, read `span` at a time in `span` cycles.
+
+    Flow control: none (rigid). `start` in cycle s: row j of the next tile is on `o` in cycle
+    s + 1 + j. May come again after `span` cycles; `o_start` is `start`, `span` cycles later.
+
+    Parameters
+    ----------
+    cols : int
+        Bytes of a row.
+    span : int
+        Rows of a tile in this bank.
+    tiles : int
+        Tiles held.
+
+    Members
+    -------
+    write : 1, in
+    i : cols int8, in
+    start : 1, in
+    o_start : 1, out
+    o_valid : 1, out
+        `o` holds a row.
+    o : cols int8, out
+    """
+
+    def __init__(self, *, cols, span, tiles):
+        self.cols = cols
+        self.span = span
+        self.tiles = tiles
+        super().__init__(
+            {
+                "write": In(1),
+                "i": In(bytes_word(cols)),
+                "start": In(1),
+                "o_start": Out(1),
+                "o_valid": Out(1),
+                "o": Out(bytes_word(cols)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        depth = self.span * self.tiles
+        m.submodules.rows = rows = memory.Memory(shape=bytes_word(self.cols), depth=depth, init=[])
+        write, read = rows.write_port(), rows.read_port()
+        m.d.comb += [write.en.eq(self.write), write.data.eq(self.i), self.o.eq(read.data)]
+        with m.If(self.write):
+            _next(m, write.addr, depth)
+
+        busy = Signal()
+        row = Signal(range(self.span))  # the row being read, counted from `start`
+        m.d.comb += read.en.eq(self.start | busy)
+        m.d.sync += [self.o_valid.eq(read.en), self.o_start.eq(0)]
+        with m.If(read.en):
+            _next(m, read.addr, depth)
+            _next(m, row, self.span)
+            m.d.sync += busy.eq(row != self.span - 1)
+            m.d.sync += self.o_start.eq(row == self.span - 1)
+        return m
+
+
+class TileFifo(wiring.Component):
+    """First in, first out, of whole weight tiles: rows come one by one and leave as the array wants.
+
+    Flow control: `i` obeys valid/ready and takes a row in every cycle while there is room for the
+    row's tile. The output is rigid: `start`, allowed while `available`, in cycle s puts row r of
+    the oldest tile on `o[r // (rows / ingest)]` in cycle s + 1 + r. It may come again
+    rows / ingest cycles later.
+
+    With `start` the tile's room counts as free: rows are read at least as fast, and in the same
+    order, as the next tile's can be written.
+
+    Latency: `available` rises in the cycle after the last row of a tile was taken.
+
+    Parameters
+    ----------
+    rows, cols : int
+        Size of a tile.
+    ingest : int
+        Row groups; divides rows.
+    tiles : int
+        Tiles held.
+
+    Members
+    -------
+    i : stream of cols int8
+        Rows of tiles, in order.
+    available : 1, out
+        There is a whole tile.
+    start : 1, in
+        Take it.
+    o_valid : 1 per row group, out
+    o : ingest times cols int8, out
+    """
+
+    def __init__(self, *, rows, cols, ingest, tiles):
+        for name, value in (("rows", rows), ("cols", cols), ("ingest", ingest), ("tiles", tiles)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an integer, not {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value!r}")
+        if rows % ingest:
+            raise ValueError(f"ingest must divide rows ({rows}), not {ingest!r}")
+        self.rows = rows
+        self.cols = cols
+        self.ingest = ingest
+        self.tiles = tiles
+        super().__init__(
+            {
+                "i": In(stream.Signature(bytes_word(cols))),
+                "available": Out(1),
+                "start": In(1),
+                "o_valid": Out(ingest),
+                "o": Out(bytes_word(cols)).array(ingest),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        span = self.rows // self.ingest
+        row, group = Signal(range(span)), Signal(range(self.ingest))
+        whole = Signal(range(self.tiles + 1))
+        written = Signal()
+        taken = self.i.valid & self.i.ready
+        m.d.comb += [self.i.ready.eq(whole != self.tiles), self.available.eq(whole != 0)]
+        with m.If(taken):
+            _next(m, row, span)
+            with m.If(row == span - 1):
+                _next(m, group, self.ingest)
+                m.d.comb += written.eq(group == self.ingest - 1)
+        with m.If(written & ~self.start):
+            m.d.sync += whole.eq(whole + 1)
+        with m.If(self.start & ~written):
+            m.d.sync += whole.eq(whole - 1)
+
+        start = self.start
+        for g in range(self.ingest):
+            m.submodules[f"bank_{g}"] = bank = TileBank(cols=self.cols, span=span, tiles=self.tiles)
+            m.d.comb += [
+                bank.write.eq(taken & (group == g)),
+                bank.i.eq(self.i.payload),
+                bank.start.eq(start),
+                self.o_valid[g].eq(bank.o_valid),
+                self.o[g].eq(bank.o),
+            ]
+            start = bank.o_start
+        return m
+
+
+class TileLoader(wiring.Component):
+    """Load tiles into the array's shadow registers: those of `i`, in order, each from its own FIFO.
+
+    Flow control: `i` tells which tiles are wanted, `o` repeats what `i` said once the tile is on
+    its way. Loading starts when the FIFO has the tile, the tile before has left `o` (so that its
+    shadow registers are needed no longer) and rows / ingest cycles have passed.
+
+    Latency: a tile that can be loaded in cycle s is taken from `i` in s, on `o` in s + 1, and
+    enters the array (`load`) in s + 1. If tiles are taken from `o` at once, one enters every
+    rows / ingest cycles. Rows that use a tile may enter the array from the cycle after `o` is
+    taken on.
+
+    Parameters
+    ----------
+    tile : struct layout
+        What is known of a tile; has a member `stream` (1: take it from `i_stream`).
+    rows, cols, ingest : int
+        The array's.
+    weight_tiles, stream_tiles : int
+        Tiles that the FIFOs hold.
+
+    Members
+    -------
+    i_weight, i_stream : stream of cols int8
+        Rows of tiles in order, into the FIFOs.
+    weight_pop, stream_pop : 1, out
+        The room of one tile is free again.
+    i, o : stream of tile
+        Tiles wanted, tiles loaded.
+    load : 1, out
+    o_weights : ingest times cols int8, out
+        To the array.
+    waiting : 1, out
+        A tile could be loaded but is not there.
+    """
+
+    def __init__(self, *, tile, rows, cols, ingest, weight_tiles, stream_tiles):
+        self.tile = tile
+        self.rows = rows
+        self.cols = cols
+        self.ingest = ingest
+        self.weight_tiles = weight_tiles
+        self.stream_tiles = stream_tiles
+        row = stream.Signature(bytes_word(cols))
+        super().__init__(
+            {
+                "i_weight": In(row),
+                "i_stream": In(row),
+                "weight_pop": Out(1),
+                "stream_pop": Out(1),
+                "i": In(stream.Signature(tile)),
+                "o": Out(stream.Signature(tile)),
+                "load": Out(1),
+                "o_weights": Out(bytes_word(cols)).array(ingest),
+                "waiting": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        size = {"rows": self.rows, "cols": self.cols, "ingest": self.ingest}
+        m.submodules.weight_fifo = weight = TileFifo(**size, tiles=self.weight_tiles)
+        m.submodules.stream_fifo = streamed = TileFifo(**size, tiles=self.stream_tiles)
+        wiring.connect(m, wiring.flipped(self.i_weight), weight.i)
+        wiring.connect(m, wiring.flipped(self.i_stream), streamed.i)
+
+        from_stream = self.i.payload.stream
+        start = self._start(m, Mux(from_stream, streamed.available, weight.available))
+        m.d.comb += [
+            weight.start.eq(start & ~from_stream),
+            streamed.start.eq(start & from_stream),
+        ]
+        m.d.sync += [
+            self.load.eq(start),
+            self.weight_pop.eq(weight.start),
+            self.stream_pop.eq(streamed.start),
+        ]
+        for g in range(self.ingest):
+            m.d.comb += self.o_weights[g].eq(Mux(streamed.o_valid[g], streamed.o[g].as_value(), weight.o[g].as_value()))
+        return m
+
+    def _start(self, m, available):
+        """Return the pulse that starts a tile; count the cycles between tiles and move tiles on."""
+        start = Signal()
+        span = self.rows // self.ingest
+        pause = Signal(range(span))  # cycles until the next tile may start
+        able = Signal()
+        m.d.comb += [
+            able.eq(self.i.valid & (pause == 0) & ~self.o.valid),
+            start.eq(able & available),
+            self.waiting.eq(able & ~available),
+            self.i.ready.eq(start),
+        ]
+        with m.If(start):
+            m.d.sync += [pause.eq(span - 1), self.o.valid.eq(1), self.o.payload.eq(self.i.payload)]
+        with m.Else():
+            with m.If(pause != 0):
+                m.d.sync += pause.eq(pause - 1)
+            with m.If(self.o.ready):
+                m.d.sync += self.o.valid.eq(0)
+        return start

@@ -1,0 +1,311 @@
+"""The matrix unit: executes MATMUL on the systolic array."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.utils import exact_log2
+
+from tilewright_hw.arch.config import AcceleratorConfig
+from tilewright_hw.arch.isa import Op
+from tilewright_hw.gateware.accumulator import Accumulators, accumulator_row
+from tilewright_hw.gateware.array import SystolicArray, sum_width
+from tilewright_hw.gateware.layouts import bytes_word, operands, sums_word
+from tilewright_hw.gateware.loader import TileLoader
+from tilewright_hw.gateware.skew import pipeline
+
+TILE = data.StructLayout(
+    {
+        "stream": 1,  # it comes from the stream FIFO
+        "first": 1,  # of its command
+        "last": 1,  # of its command
+        "fresh": 1,  # the first tile of a sum: the next accumulators
+        "overwrite": 1,
+        "bank": 1,
+        "act": 16,
+        "acc": 16,
+        "rows_outer": 16,
+        "rows_inner": 16,
+        "act_outer": 16,
+        "act_inner": 16,
+    }
+)
+"""What is to be done with one tile."""
+
+
+class TileWalker(wiring.Component):
+    """Turn each command into its tiles: for g in groups, for n' in n, for k' in k.
+
+    Flow control: streams. A command is taken when the one before has given its last tile.
+
+    Latency: the first tile is offered one cycle after the command was taken, the next one cycle
+    after each was taken; two cycles lie between the last tile of a command and the next command's
+    first.
+
+    Members
+    -------
+    cmd : stream of operands(Op.MATMUL)
+    o : stream of TILE
+    """
+
+    cmd: In(stream.Signature(operands(Op.MATMUL)))
+    o: Out(stream.Signature(TILE))
+
+    def elaborate(self, platform):
+        m = Module()
+        now = Signal(operands(Op.MATMUL))
+        fields = self.cmd.payload
+        act, group = Signal(16), Signal(16)  # of this tile; of the first tile of this group
+        left = {name: Signal(16, name=f"{name}_left") for name in ("k", "n", "groups")}
+        end = {name: count == 1 for name, count in left.items()}
+        valid, first, fresh = Signal(), Signal(), Signal()
+
+        m.d.comb += [self.cmd.ready.eq(~valid), self.o.valid.eq(valid)]
+        with m.If(self.cmd.ready & self.cmd.valid):
+            m.d.sync += [now.eq(fields), valid.eq(1), first.eq(1), fresh.eq(1)]
+            m.d.sync += [act.eq(fields.act), group.eq(fields.act)]
+            m.d.sync += [count.eq(fields[name]) for name, count in left.items()]
+        with m.If(self.o.ready & self.o.valid):
+            m.d.sync += [first.eq(0), fresh.eq(end["k"])]
+            with m.If(~end["k"]):
+                m.d.sync += [left["k"].eq(left["k"] - 1), act.eq(act + 1)]
+            with m.Elif(~end["n"]):
+                m.d.sync += [left["k"].eq(now.k), left["n"].eq(left["n"] - 1), act.eq(group)]
+            with m.Else():
+                m.d.sync += [left["k"].eq(now.k), left["n"].eq(now.n)]
+                m.d.sync += left["groups"].eq(left["groups"] - 1)
+                following = group + now.act_group
+                m.d.sync += [group.eq(following), act.eq(following), valid.eq(~end["groups"])]
+
+        tile = self.o.payload
+        copied = ("stream", "bank", "acc", "rows_outer", "rows_inner", "act_outer", "act_inner")
+        m.d.comb += [tile[name].eq(now[name]) for name in copied]
+        m.d.comb += [
+            tile.act.eq(act),
+            tile.first.eq(first),
+            tile.fresh.eq(fresh),
+            tile.overwrite.eq(fresh & ~now.accumulate),
+            tile.last.eq(end["k"] & end["n"] & end["groups"]),
+        ]
+        return m
+
+
+class RowIssuer(wiring.Component):
+    """For each tile, issue its rows: for o in rows_outer, for i in rows_inner, one per cycle.
+
+    Flow control: `i` is a stream; a tile is taken in the cycle in which the one before issues its
+    last row. The output is rigid.
+
+    Latency: a tile taken in cycle t issues its first row in t + 1.
+
+    Accumulators are counted on from the command's `acc`, row after row; a tile that continues a sum
+    goes back to where that sum began.
+
+    Parameters
+    ----------
+    acc_rows : int
+        Accumulator rows per bank.
+
+    Members
+    -------
+    i : stream of TILE
+    act_en : 1, out
+        A row is issued.
+    act_addr : unsigned(16), out
+        Its activation word.
+    swap : 1, out
+        It is the first of its tile.
+    o_row : accumulator_row, out
+        Where its sums go; `last` with the last row of a command.
+    """
+
+    def __init__(self, acc_rows):
+        self.acc_rows = acc_rows
+        super().__init__(
+            {
+                "i": In(stream.Signature(TILE)),
+                "act_en": Out(1),
+                "act_addr": Out(16),
+                "swap": Out(1),
+                "o_row": Out(accumulator_row(acc_rows)),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        tile = self.i.payload
+        now = Signal(TILE)
+        outer = Signal(16)  # activation word of the first row of this outer row
+        inner_left, outer_left = Signal(16), Signal(16)
+        inner_end, outer_end = inner_left == 1, outer_left == 1
+        take = self.i.valid & self.i.ready
+
+        m.d.comb += self.i.ready.eq(~self.act_en | (inner_end & outer_end))
+        with m.If(self.act_en):
+            following = Mux(inner_end, outer, self.act_addr) + Mux(inner_end, now.act_outer, now.act_inner)
+            m.d.sync += [self.act_addr.eq(following), self.swap.eq(0)]
+            m.d.sync += inner_left.eq(Mux(inner_end, now.rows_inner, inner_left - 1))
+            with m.If(inner_end):
+                m.d.sync += [outer.eq(following), outer_left.eq(outer_left - 1)]
+        with m.If(self.i.ready):
+            m.d.sync += self.act_en.eq(self.i.valid)
+        with m.If(take):
+            m.d.sync += [now.eq(tile), self.swap.eq(1)]
+            m.d.sync += [self.act_addr.eq(tile.act), outer.eq(tile.act)]
+            m.d.sync += [inner_left.eq(tile.rows_inner), outer_left.eq(tile.rows_outer)]
+
+        acc = self._accumulator(m, take)
+        m.d.comb += [
+            self.o_row.addr.eq(acc),
+            self.o_row.bank.eq(now.bank),
+            self.o_row.overwrite.eq(now.overwrite),
+            self.o_row.last.eq(now.last & inner_end & outer_end),
+        ]
+        return m
+
+    def _accumulator(self, m, take):
+        """Return the accumulator of the row being issued."""
+        tile = self.i.payload
+        acc = Signal(exact_log2(self.acc_rows))
+        base = Signal.like(acc)  # of the first row of this sum
+        following = Signal.like(acc)
+        m.d.comb += following.eq(acc + self.act_en)
+        with m.If(~take):
+            m.d.sync += acc.eq(following)
+        with m.Elif(tile.first):
+            m.d.sync += [acc.eq(tile.acc), base.eq(tile.acc)]
+        with m.Elif(tile.fresh):
+            m.d.sync += [acc.eq(following), base.eq(following)]
+        with m.Else():
+            m.d.sync += acc.eq(base)
+        return acc
+
+
+class MatrixUnit(wiring.Component):
+    """Executes MATMUL (docs/architecture.md): acc[...] (+)= act[...] @ tile, for every tile and row.
+
+    Flow control: `cmd`, `i_weight` and `i_stream` are streams; all else is rigid. A command is
+    taken while earlier ones are still at work, so that the array is fed back to back across
+    commands. `done` pulses in the order of commands.
+
+    Throughput: one row of activations per cycle, without a bubble between tiles or commands, while
+    the tiles are there and have rows / ingest rows or more; a tile with fewer rows takes
+    rows / ingest cycles.
+
+    Latency: with the first tile in its FIFO, a command taken in cycle t issues its first row
+    (`act_en`) in t + ISSUE_LATENCY. `done` follows the cycle of its last row by DONE_LATENCY.
+
+    Number format: int8 times int8 into int32, modulo 2^32.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+        The accelerator's parameters.
+
+    Members
+    -------
+    cmd : stream of operands(Op.MATMUL)
+    done : 1, out
+        All accumulators of a command are written (and may be read in this cycle).
+    i_weight, i_stream : stream of C int8
+        Rows of tiles in memory order; always ready while credits are kept.
+    weight_pop, stream_pop : 1, out
+        The room of one whole tile is free again.
+    act_en : 1, out; act_addr : unsigned(16), out; act_data : R int8, in
+        Reads activation words; data one cycle later.
+    acc_en, acc_bank : 1, in; acc_addr : unsigned(16), in; acc_data : C int32, out
+        Reads accumulators; data one cycle later. Not of the bank that is being written.
+    row_valid : 1, out
+        A row enters the array in this cycle.
+    wait_tile : 1, out
+        A command is held, no row is issued, and only the next tile is missing.
+    """
+
+    ISSUE_LATENCY = 3
+
+    def __init__(self, config):
+        if not isinstance(config, AcceleratorConfig):
+            raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
+        self.config = config
+        row = stream.Signature(bytes_word(config.cols))
+        super().__init__(
+            {
+                "cmd": In(stream.Signature(operands(Op.MATMUL))),
+                "done": Out(1),
+                "i_weight": In(row),
+                "i_stream": In(row),
+                "weight_pop": Out(1),
+                "stream_pop": Out(1),
+                "act_en": Out(1),
+                "act_addr": Out(16),
+                "act_data": In(bytes_word(config.rows)),
+                "acc_en": In(1),
+                "acc_bank": In(1),
+                "acc_addr": In(16),
+                "acc_data": Out(sums_word(config.cols)),
+                "row_valid": Out(1),
+                "wait_tile": Out(1),
+            }
+        )
+
+    @property
+    def DONE_LATENCY(self):
+        """Cycles from the issue of a command's last row to `done`."""
+        return self.config.rows + self.config.cols + 3
+
+    def elaborate(self, platform):
+        m = Module()
+        c = self.config
+        m.submodules.walker = walker = TileWalker()
+        m.submodules.loader = loader = TileLoader(
+            tile=TILE,
+            rows=c.rows,
+            cols=c.cols,
+            ingest=c.ingest,
+            weight_tiles=c.weight_fifo_bytes // c.tile_bytes,
+            stream_tiles=c.stream_fifo_bytes // c.tile_bytes,
+        )
+        m.submodules.issuer = issuer = RowIssuer(c.acc_rows)
+        m.submodules.array = array = SystolicArray(c.rows, c.cols, c.ingest)
+        m.submodules.accumulators = accumulators = Accumulators(cols=c.cols, depth=c.acc_rows, width=sum_width(c.rows))
+        for name in ("i_weight", "i_stream"):
+            connect(m, flipped(getattr(self, name)), getattr(loader, name))
+        connect(m, flipped(self.cmd), walker.cmd)
+        connect(m, walker.o, loader.i)
+        connect(m, loader.o, issuer.i)
+        self._feed_array(m, loader, issuer, array)
+        self._drain_array(m, issuer, array, accumulators)
+        m.d.comb += [
+            self.weight_pop.eq(loader.weight_pop),
+            self.stream_pop.eq(loader.stream_pop),
+            self.row_valid.eq(array.valid),
+            self.wait_tile.eq(loader.waiting & ~issuer.act_en),
+        ]
+        return m
+
+    def _feed_array(self, m, loader, issuer, array):
+        m.d.comb += [
+            array.load.eq(loader.load),
+            *(i.eq(o) for i, o in zip(array.i_weights, loader.o_weights, strict=True)),
+            self.act_en.eq(issuer.act_en),
+            self.act_addr.eq(issuer.act_addr),
+            array.i_x.eq(self.act_data),
+        ]
+        m.d.sync += [array.valid.eq(issuer.act_en), array.swap.eq(issuer.swap & issuer.act_en)]
+
+    def _drain_array(self, m, issuer, array, accumulators):
+        # A row enters the array one cycle after its issue, and its accumulators are fetched one
+        # cycle before its first sum is there.
+        valid, row = pipeline(m, issuer.act_en, issuer.o_row, array.LATENCY, "row")
+        names = row[-1].shape().members
+        m.d.comb += [getattr(accumulators, name).eq(row[-1][name]) for name in names]
+        m.d.comb += [
+            accumulators.valid.eq(valid[-1]),
+            accumulators.i_sums.eq(array.o_sums),
+            self.done.eq(accumulators.done),
+            accumulators.read_en.eq(self.acc_en),
+            accumulators.read_bank.eq(self.acc_bank),
+            accumulators.read_addr.eq(self.acc_addr),
+            self.acc_data.eq(accumulators.read_data),
+        ]
