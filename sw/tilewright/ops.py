@@ -95,7 +95,7 @@ def matmul_counted(
     job = _Matmul(opened.config, left.shape[0], left.shape[1], right.shape[1])
     counters = _run(
         opened, job.memory, job.emit(),
-        {"a": pack_activations(left, opened.config), "b": pack_tiles(right.T, opened.config)},
+        {"a": job.pad_rows(pack_activations(left, opened.config)), "b": pack_tiles(right.T, opened.config)},
     )  # fmt: skip
     raw = opened.read_memory(job.result.start, job.result.size).view(np.int32)
     return raw.reshape(left.shape[0], -1)[:, : right.shape[1]].copy(), counters
@@ -108,23 +108,24 @@ class _Matmul:
         self.config, self.m, self.n = config, m, n
         self.shape = TiledMatrix(n, k, config)
         self.memory = MemoryMap()
-        self.row_bytes = self.shape.k_tiles * config.row_slot
-        self.k_step = min(self.shape.k_tiles, config.act_words // 2)
-        while self.k_step * config.row_slot % config.bus_bytes:
-            # Only narrow arrays on wide buses: parts of a row must start at a bus word.
-            self.k_step = self.shape.k_tiles if self.k_step == self.shape.k_tiles else self.k_step - 1
-            if self.k_step == self.shape.k_tiles:
-                self.row_bytes = round_up(self.row_bytes, config.bus_bytes)
-                break
+        # Runs of activation words are whole bus words: parts of a row are cut and padded to multiples of this.
+        self.align = max(1, config.bus_bytes // config.row_slot)
+        self.row_words = round_up(self.shape.k_tiles, self.align)
+        self.row_bytes = self.row_words * config.row_slot
+        self.k_step = min(self.row_words, config.act_words // 2 // self.align * self.align)
         self.block = min(m, BLOCK_ROWS, config.acc_rows, config.act_words // 2 // self.k_step)
         self.n_step = min(self.shape.n_tiles, config.acc_rows // self.block)
-        self.a = self.memory.add("a", round_up(m * self.row_bytes, config.bus_bytes))
+        self.a = self.memory.add("a", m * self.row_bytes)
         self.b = self.memory.add("b", self.shape.bytes)
         self.stride = round_up(4 * n, config.bus_bytes)
         self.result = self.memory.add("result", m * self.stride)
         self.half = 0
         self.bank = 0
         self.e = Emitter()
+
+    def pad_rows(self, packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Pad packed rows (m, words, row_slot) with zero words to whole bus words."""
+        return np.pad(packed, ((0, 0), (0, self.row_words - packed.shape[1]), (0, 0)))
 
     def emit(self) -> Emitter:
         """Emit all passes."""
@@ -145,13 +146,13 @@ class _Matmul:
 
     def _load(self, m0: int, rows: int, k0: int, depth: int) -> Region:
         words = self.config.act_words // 2
-        act = Region("act", self.half * words, rows * depth)
+        padded = round_up(depth, self.align)
+        act = Region("act", self.half * words, rows * padded)
         self.half ^= 1
         start = self.a.start + m0 * self.row_bytes + k0 * self.config.row_slot
-        size = round_up(depth * self.config.row_slot, self.config.bus_bytes)
         self.e.emit(
-            Op.LOAD, [self.a], [act], "rows of a", bytes=size, count=rows, stride=self.row_bytes,
-            dest=LoadDest.ACT, dst=act.start, dst_stride=depth, **address(start),
+            Op.LOAD, [self.a], [act], "rows of a", bytes=padded * self.config.row_slot, count=rows,
+            stride=self.row_bytes, dest=LoadDest.ACT, dst=act.start, dst_stride=padded, **address(start),
         )  # fmt: skip
         return act
 
@@ -164,7 +165,7 @@ class _Matmul:
         )  # fmt: skip
         self.e.emit(
             Op.MATMUL, [act], [Region(f"acc{self.bank}", 0, tiles * rows)], "product", k=depth, n=tiles, groups=1,
-            rows_outer=1, rows_inner=rows, act=act.start, act_inner=depth, bank=self.bank,
+            rows_outer=1, rows_inner=rows, act=act.start, act_inner=act.size // rows, bank=self.bank,
             accumulate=int(k0 > 0),
         )  # fmt: skip
 
@@ -264,7 +265,7 @@ def softmax(x: ArrayLike, device: Device | str | None = None) -> Floats:
     """
     rows, shape = _float_rows(x, "softmax")
     opened = _device(device)
-    job = _RowJob(opened.config, *rows.shape, "softmax")
+    job = _RowJob(opened.config, rows.shape[0], rows.shape[1], "softmax")
 
     def passes(_: int) -> None:
         job.vector(red=0, reduce=Reduce.MAX, scale=Scale.CONST, const1=f24_bits(float(np.log2(np.e))))
@@ -288,7 +289,7 @@ def rmsnorm(x: ArrayLike, weight: ArrayLike, eps: float = 1e-5, device: Device |
         raise InputError(f"rmsnorm: eps must be a number from 0 on, not {eps!r}")
     opened = _device(device)
     n = rows.shape[1]
-    job = _RowJob(opened.config, *rows.shape, "rmsnorm")
+    job = _RowJob(opened.config, rows.shape[0], rows.shape[1], "rmsnorm")
     if job.words > opened.config.param_words:
         raise InputError(
             f"rmsnorm: {n} weights need {job.words} words; the parameter buffer has {opened.config.param_words}"
@@ -311,7 +312,7 @@ def rmsnorm(x: ArrayLike, weight: ArrayLike, eps: float = 1e-5, device: Device |
 def _elementwise(x: ArrayLike, name: str, device: Device | str | None, **operands: int) -> Floats:
     rows, shape = _float_rows(x, name)
     opened = _device(device)
-    job = _RowJob(opened.config, *rows.shape, name)
+    job = _RowJob(opened.config, rows.shape[0], rows.shape[1], name)
     job.emit(lambda _: job.vector(last=True, **operands))
     return job.run(opened, rows, shape)
 
