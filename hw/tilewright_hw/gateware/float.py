@@ -5,7 +5,7 @@ is 24 zero bits), except that multiplier and adder ignore the sign of a zero: fl
 Results are canonical.
 """
 
-from amaranth import *
+from amaranth import C, Cat, Module, Mux, Shape, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -15,6 +15,7 @@ from tilewright_hw.gateware.layouts import F24
 __all__ = [
     "FloatAdd",
     "FloatMul",
+    "FloatParts",
     "FloatToInt8",
     "IntToFloat",
     "RoundBf16",
@@ -22,7 +23,10 @@ __all__ = [
     "delay",
     "from_order_key",
     "magnitude_key",
+    "normalise",
     "order_key",
+    "rounded",
+    "shift_right",
 ]
 
 
@@ -52,7 +56,7 @@ def from_order_key(key):
     return Cat(key[:23] ^ (~key[23]).replicate(23), ~key[23])
 
 
-class _Fields:
+class FloatParts:
     """The parts of an F24: sign, exponent, fraction, and the significand with its leading one (0 for zero)."""
 
     def __init__(self, x):
@@ -74,7 +78,7 @@ def _pack(sign, fraction, exponent, nonzero):
     return Mux(below | ~nonzero, 0, finite)
 
 
-def _rounded(m, *, sign, exponent, fraction, up, nonzero, stages=2):
+def rounded(m, *, sign, exponent, fraction, up, nonzero, stages=2):
     """Return the F24 of a normalised number, `up` added to its last place; `stages` registers on the way.
 
     The carry of the fraction goes into the exponent, and leaves a zero fraction behind: both are one adder.
@@ -91,7 +95,7 @@ def _rounded(m, *, sign, exponent, fraction, up, nonzero, stages=2):
     return result
 
 
-def _normalise(m, value, steps, *, name):
+def normalise(m, value, steps, *, name):
     """Return `value` shifted left by those of `steps` whose leading bits are all zero, and the sum of the shifts."""
     width = len(value)
     shifts = []
@@ -108,7 +112,7 @@ def _normalise(m, value, steps, *, name):
     return value, Cat(C(0, low), *reversed(shifts))
 
 
-def _shift_right(value, distance):
+def shift_right(value, distance):
     """Return `value` shifted right by the unsigned `distance`, and whether a one was lost."""
     value = Value.cast(value)
     width = len(value)
@@ -140,7 +144,7 @@ class FloatMul(wiring.Component):
         exponent = Signal(signed(10), reset_less=True)
         nonzero = Signal(reset_less=True)
         sign = Signal(reset_less=True)
-        a, b = _Fields(self.a), _Fields(self.b)
+        a, b = FloatParts(self.a), FloatParts(self.b)
         m.d.sync += [
             product.eq(a.significand * b.significand),
             exponent.eq(a.exponent + b.exponent - 127),
@@ -154,7 +158,7 @@ class FloatMul(wiring.Component):
         guard = Mux(top, product[15], product[14])
         sticky = product[:14].any() | (top & product[14])
         m.d.comb += self.o.eq(
-            _rounded(
+            rounded(
                 m,
                 sign=sign,
                 exponent=exponent + top,
@@ -198,13 +202,13 @@ class FloatAdd(wiring.Component):
         # Bit 19 weighs twice the larger term's leading bit.
         exponent = delay(m, big.exponent, 2, name="exponent")
         sign = delay(m, big.sign, 3, name="sign")
-        value, shift = _normalise(m, total, (16, 8, 4), name="coarse")
+        value, shift = normalise(m, total, (16, 8, 4), name="coarse")
         coarse = Signal(20, reset_less=True)
         coarse_exponent = Signal(signed(10), reset_less=True)
         m.d.sync += [coarse.eq(value), coarse_exponent.eq(exponent + 1 - shift)]
-        value, shift = _normalise(m, coarse, (2, 1), name="fine")
+        value, shift = normalise(m, coarse, (2, 1), name="fine")
         m.d.comb += self.o.eq(
-            _rounded(
+            rounded(
                 m,
                 sign=sign,
                 exponent=coarse_exponent - shift,
@@ -229,14 +233,14 @@ class FloatAdd(wiring.Component):
             small.eq(Mux(swap, a, b)),
             distance.eq(Mux(swap, b[15:23] - a[15:23], a[15:23] - b[15:23])),
         ]
-        return _Fields(big), _Fields(small), distance
+        return FloatParts(big), FloatParts(small), distance
 
     def _align(self, m, big, small, distance):
         """Register both significands as 20 bits with three bits below the last, the lowest of them sticky."""
         larger = Signal(20, reset_less=True)
         smaller = Signal(20, reset_less=True)
         unshifted = Cat(C(0, 3), small.significand)
-        shifted, lost = _shift_right(unshifted, distance[:5])
+        shifted, lost = shift_right(unshifted, distance[:5])
         far = distance[5:].any()
         m.d.sync += [
             larger.eq(Cat(C(0, 3), big.significand)),
@@ -284,7 +288,7 @@ class IntToFloat(wiring.Component):
         m.d.sync += magnitude.eq(Mux(sign, -self.i, self.i))
 
         steps = [1 << n for n in range(ceil_log2(width))]
-        value, shift = _normalise(
+        value, shift = normalise(
             m,
             Cat(C(0, width - self.width), magnitude),
             [n for n in reversed(steps) if n >= 8],
@@ -297,7 +301,7 @@ class IntToFloat(wiring.Component):
             coarse_shift.eq(shift),
         ]
 
-        value, shift = _normalise(m, coarse, (4, 2, 1), name="fine")
+        value, shift = normalise(m, coarse, (4, 2, 1), name="fine")
         fine = Signal(18, reset_less=True)
         exponent = Signal(8, reset_less=True)
         m.d.sync += [
@@ -305,7 +309,7 @@ class IntToFloat(wiring.Component):
             exponent.eq(127 + self.width - 1 - coarse_shift - shift),
         ]
         m.d.comb += self.o.eq(
-            _rounded(
+            rounded(
                 m,
                 sign=delay(m, sign, 3, name="sign"),
                 exponent=exponent,
@@ -337,9 +341,9 @@ class FloatToInt8(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        x = _Fields(self.i)
+        x = FloatParts(self.i)
         # At exponent 6 the integer part is the upper 7 bits of the significand.
-        shifted, lost = _shift_right(x.significand, (133 - x.exponent)[:3])
+        shifted, lost = shift_right(x.significand, (133 - x.exponent)[:3])
         integer = Signal(7, reset_less=True)
         guard = Signal(reset_less=True)
         sticky = Signal(reset_less=True)
@@ -388,7 +392,7 @@ class Scale2(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        x = _Fields(self.i)
+        x = FloatParts(self.i)
         result = Signal(24, reset_less=True)
         m.d.sync += result.eq(_pack(x.sign, x.fraction, x.exponent + self.k, x.exponent.any()))
         m.d.comb += self.o.eq(result)
