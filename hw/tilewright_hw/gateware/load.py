@@ -1,0 +1,122 @@
+"""The data side of LOAD: beats become tile rows, activation words or float words, with their addresses."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from tilewright_hw.arch.isa import LoadDest, LoadFormat
+from tilewright_hw.gateware.convert import FloatConverter
+from tilewright_hw.gateware.layouts import buffer_write, bytes_word, vector_word
+from tilewright_hw.gateware.width import WidthConverter, beat
+
+__all__ = ["TARGET", "LoadSink"]
+
+TARGET = data.StructLayout(
+    {
+        "dest": LoadDest,
+        "format": LoadFormat,
+        "dst": unsigned(16),
+        "dst_stride": unsigned(16),
+    }
+)
+"""What the data side of a LOAD has to know."""
+
+
+class LoadSink(wiring.Component):
+    """Takes the beats of LOADs in order and hands them on in the form and to the place that each command names.
+
+    Word w of run i goes to address dst + i * dst_stride + w (except to the stream FIFO, which has no addresses).
+
+    Flow control: a beat per cycle, or a word per cycle, whichever is less; one cycle passes between the last word of a
+    command and the first beat of the next.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+        The accelerator's parameters.
+
+    Members
+    -------
+    cmd : In(stream of TARGET)
+        One item per command, ahead of its beats.
+    i : In(stream of beat(bus_bytes, 2))
+        Beats; end bit 0 marks the last of a run, bit 1 the last of a command.
+    o_stream, o_act, o_row, o_param : Out(stream)
+        Rows of tiles, and words with addresses for the three buffers.
+    done : Out(1)
+        One pulse per command, the cycle after its last word was taken.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        floats = stream.Signature(buffer_write(vector_word(config.lanes)))
+        super().__init__(
+            {
+                "cmd": In(stream.Signature(TARGET)),
+                "i": In(stream.Signature(beat(config.bus_bytes, 2))),
+                "o_stream": Out(stream.Signature(bytes_word(config.cols))),
+                "o_act": Out(stream.Signature(buffer_write(bytes_word(config.rows)))),
+                "o_row": Out(floats),
+                "o_param": Out(floats),
+                "done": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        config, bus_bytes = self.config, self.config.bus_bytes
+        m.submodules.tiles = tiles = WidthConverter(bus_bytes=bus_bytes, slot=config.col_slot, used=config.cols, ends=2)
+        m.submodules.words = words = WidthConverter(bus_bytes=bus_bytes, slot=config.row_slot, used=config.rows, ends=2)
+        m.submodules.floats = floats = FloatConverter(bus_bytes=bus_bytes, lanes=config.lanes)
+        target, running = Signal(TARGET), Signal()
+        taken, end = Signal(), Signal(2)
+        addr = Signal(16)
+        m.d.comb += floats.format.eq(target.format)
+        for dest, converter, out in (
+            (LoadDest.STREAM, tiles, self.o_stream),
+            (LoadDest.ACT, words, self.o_act),
+            (LoadDest.ROW, floats, self.o_row),
+            (LoadDest.PARAM, floats, self.o_param),
+        ):
+            payload = out.p if dest == LoadDest.STREAM else out.p.data
+            m.d.comb += payload.eq(converter.o.p.data)
+            if dest != LoadDest.STREAM:
+                m.d.comb += out.p.addr.eq(addr)
+            with m.If(target.dest == dest):
+                m.d.comb += [
+                    converter.i.valid.eq(self.i.valid & running),
+                    self.i.ready.eq(converter.i.ready & running),
+                    out.valid.eq(converter.o.valid),
+                    converter.o.ready.eq(out.ready),
+                    taken.eq(out.valid & out.ready),
+                    end.eq(converter.o.p.end),
+                ]
+        for converter in (tiles, words, floats):
+            m.d.comb += converter.i.p.eq(self.i.p)
+        self._command(m, target, running, taken & end[1])
+        self._address(m, target, addr, taken, end[0])
+        return m
+
+    def _command(self, m, target, running, finished):
+        """Hold one command, and let beats in from when it is known until its last beat is in."""
+        held = Signal()
+        m.d.comb += self.cmd.ready.eq(~held | finished)
+        m.d.sync += self.done.eq(finished)
+        with m.If(self.cmd.ready):
+            m.d.sync += [held.eq(self.cmd.valid), running.eq(self.cmd.valid)]
+            m.d.sync += target.eq(self.cmd.p)
+        with m.Elif(self.i.valid & self.i.ready & self.i.p.end[1]):
+            m.d.sync += running.eq(0)
+
+    def _address(self, m, target, addr, taken, run_end):
+        start = Signal(16)
+        after = Signal(16)
+        m.d.comb += after.eq(start + target.dst_stride)
+        with m.If(self.cmd.ready):
+            m.d.sync += [addr.eq(self.cmd.p.dst), start.eq(self.cmd.p.dst)]
+        with m.Elif(taken):
+            m.d.sync += addr.eq(Mux(run_end, after, addr + 1))
+            with m.If(run_end):
+                m.d.sync += start.eq(after)

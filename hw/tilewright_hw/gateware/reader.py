@@ -1,0 +1,369 @@
+"""The read side of memory: one AXI read master for instructions, weight tiles and loads."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, unsigned
+from amaranth.lib import data, enum, stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from tilewright_hw.arch.isa import BASES, LoadDest, Op
+from tilewright_hw.gateware.axi import AxiRead, drive_address
+from tilewright_hw.gateware.burst import BurstSplitter, RunGenerator, burst, largest_burst
+from tilewright_hw.gateware.fifo import StreamFifo
+from tilewright_hw.gateware.layouts import buffer_write, bytes_word, operands, vector_word
+from tilewright_hw.gateware.load import TARGET, LoadSink
+from tilewright_hw.gateware.width import WidthConverter, beat
+
+__all__ = ["FETCH", "MemoryReader", "ReadIssue", "Requester", "load_fifo_beats", "select_base"]
+
+FETCH = data.StructLayout({"addr": unsigned(64), "beats": unsigned(16)})
+"""A read request of the sequencer: `beats` bus words from a byte address on."""
+
+COMMANDS = 8
+"""LOADs whose data may be outstanding at the same time."""
+
+
+class Requester(enum.Enum, shape=2):
+    """Who asked for a burst."""
+
+    FETCH = 0
+    WEIGHT = 1
+    LOAD = 2
+
+
+ORIGIN = data.StructLayout({"requester": Requester, "run_end": 1, "end": 1})
+"""What is remembered of a burst until its data comes."""
+
+
+def load_fifo_beats(config):
+    """Return the depth of the load FIFO: what may be in flight, but no more than 256 beats or two bursts."""
+    return min(config.reads_in_flight * config.burst_beats, max(256, 2 * config.burst_beats))
+
+
+def select_base(m, bases, index, value):
+    """Drive `value` with base register number `index`."""
+    with m.Switch(index):
+        for i, base in enumerate(bases):
+            with m.Case(i):
+                m.d.comb += value.eq(base)
+
+
+class ReadIssue(wiring.Component):
+    """Chooses the next burst, reserves the room for its data, and asks for it.
+
+    A burst may go when fewer than `reads_in_flight` are outstanding and its data's room is free: for weights and
+    streamed tiles that of their FIFOs in the matrix unit, for all loads that of the load FIFO. At most
+    `weight_window` beats of weights are asked for and not yet there, so that a load or an instruction never waits
+    behind more than these.
+
+    Choice: an instruction fetch first; then a load; then weights. But where weights could have gone, no more than three
+    loads go before one burst of weights does. (Fetches are few: the sequencer asks for what it has room for.)
+
+    Flow control: one burst per cycle; `axi` address signals come from registers.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+        The accelerator's parameters.
+
+    Members
+    -------
+    i_fetch, i_weight : In(stream of burst(0)), i_load : In(stream of burst(1))
+        Bursts; the tag of a load says that it goes to the stream FIFO.
+    o : Out(stream of {addr 64, len 8})
+        The address channel.
+    o_origin : Out(stream of ORIGIN)
+        One item per burst, in order; always taken.
+    weight_pop, stream_pop : In(1)
+        The room of one tile is free again.
+    load_pop, weight_beat, burst_done : In(1)
+        A beat left the load FIFO; a beat of weights came; a burst's last beat came.
+    idle : Out(1)
+        No read is outstanding.
+    """
+
+    LOADS_BEFORE_WEIGHT = 3
+
+    def __init__(self, config):
+        self.config = config
+        self.tile_beats = config.tile_bytes // config.bus_bytes
+        self.weight_room = config.weight_fifo_bytes // config.tile_bytes * self.tile_beats
+        self.stream_room = config.stream_fifo_bytes // config.tile_bytes * self.tile_beats
+        self.load_room = load_fifo_beats(config)
+        self.weight_window = max(256, 2 * config.burst_beats)
+        super().__init__(
+            {
+                "i_fetch": In(stream.Signature(burst(0))),
+                "i_weight": In(stream.Signature(burst(0))),
+                "i_load": In(stream.Signature(burst(1))),
+                "o": Out(stream.Signature(data.StructLayout({"addr": 64, "len": 8}))),
+                "o_origin": Out(stream.Signature(ORIGIN)),
+                **dict.fromkeys(("weight_pop", "stream_pop", "load_pop", "weight_beat", "burst_done"), In(1)),
+                "idle": Out(1, init=1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        weight, load = self.i_weight, self.i_load
+        fits_weight = self._room(m, "weight", self.weight_room, weight, 1, self.weight_pop, self.tile_beats)
+        fits_window = self._room(m, "window", self.weight_window, weight, 1, self.weight_beat, 1)
+        fits_stream = self._room(m, "stream", self.stream_room, load, load.p.tag, self.stream_pop, self.tile_beats)
+        fits_load = self._room(m, "load", self.load_room, load, 1, self.load_pop, 1)
+        may_weight, may_load, open_ = Signal(), Signal(), Signal()
+        m.d.comb += [
+            may_weight.eq(weight.valid & fits_weight & fits_window),
+            may_load.eq(load.valid & fits_load & (fits_stream | ~load.p.tag)),
+            open_.eq((self.o.ready | ~self.o.valid) & self._slot_free(m) & self.o_origin.ready),
+        ]
+        self._choose(m, open_, may_load, may_weight)
+        self._register(m)
+        return m
+
+    def _room(self, m, name, size, source, counts, back, amount):
+        """Count the beats that are free in a FIFO of `size`; return whether the burst offered by `source` fits."""
+        room = Signal(range(size + 1), init=size, name=f"{name}_room")
+        less = Signal(9, name=f"{name}_less")
+        with m.If(source.valid & source.ready & counts):
+            m.d.comb += less.eq(source.p.len + 1)
+        with m.If(back | source.ready):
+            m.d.sync += room.eq(room + Mux(back, amount, 0) - less)
+        return room > source.p.len
+
+    def _slot_free(self, m):
+        """Count the outstanding bursts; return whether another may go."""
+        limit = self.config.reads_in_flight
+        count, issued = Signal(range(limit + 1)), Signal()
+        m.d.comb += issued.eq(self.o_origin.valid)
+        with m.If(issued & ~self.burst_done):
+            m.d.sync += [count.eq(count + 1), self.idle.eq(0)]
+        with m.Elif(self.burst_done & ~issued):
+            m.d.sync += [count.eq(count - 1), self.idle.eq(count == 1)]
+        return count != limit
+
+    def _choose(self, m, open_, may_load, may_weight):
+        streak = Signal(range(self.LOADS_BEFORE_WEIGHT + 1))
+        with m.If(open_):
+            with m.If(self.i_fetch.valid):
+                m.d.comb += self.i_fetch.ready.eq(1)
+            with m.Elif(may_load & ~(may_weight & (streak == self.LOADS_BEFORE_WEIGHT))):
+                m.d.comb += self.i_load.ready.eq(1)
+                with m.If(may_weight):
+                    m.d.sync += streak.eq(streak + 1)
+            with m.Elif(may_weight):
+                m.d.comb += self.i_weight.ready.eq(1)
+                m.d.sync += streak.eq(0)
+
+    def _register(self, m):
+        """Put the chosen burst into the address register and the queue of origins."""
+        out, origin = self.o, self.o_origin
+        with m.If(out.ready):
+            m.d.sync += out.valid.eq(0)
+        for requester, source in (
+            (Requester.FETCH, self.i_fetch),
+            (Requester.WEIGHT, self.i_weight),
+            (Requester.LOAD, self.i_load),
+        ):
+            with m.If(source.ready):
+                m.d.sync += [
+                    out.valid.eq(1),
+                    out.p.addr.eq(source.p.addr),
+                    out.p.len.eq(source.p.len),
+                ]
+                m.d.comb += [
+                    origin.valid.eq(1),
+                    origin.p.requester.eq(requester),
+                    origin.p.run_end.eq(source.p.run_end),
+                    origin.p.end.eq(source.p.end),
+                ]
+
+
+class MemoryReader(wiring.Component):
+    """Reads memory for the sequencer, the weight unit and the load unit, through one AXI4 read master.
+
+    WEIGHT and LOAD read `count` runs of `bytes` bytes from base + offset + i * stride (64-bit sums). All bursts have
+    one id, so data comes in order; see `ReadIssue` for their choice and for the rule that no data can come for which
+    there is no room. The next command of a kind asks for its data while that of the former still comes.
+
+    Data of LOADs passes a FIFO of `load_fifo_beats(config)` beats, then `LoadSink`; weights go straight to their width
+    converter, fetched beats straight out.
+
+    A command is done when all its data has been taken at the outputs. A read response SLVERR or DECERR sets `error`;
+    the data passes as if it were good.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+        The accelerator's parameters.
+
+    Members
+    -------
+    axi : Out(AxiRead)
+        The master's read channels.
+    bases : In(64).array(8)
+        Base registers; read when a command is taken.
+    fetch : In(stream of FETCH), o_fetch : Out(stream of one beat)
+        Requests of the sequencer, and their data; the sequencer has room for what it asks.
+    weight_cmd, load_cmd : In(stream of operands)
+        Commands.
+    weight_done, load_done : Out(1)
+        One pulse per command, in order.
+    o_weight, o_stream : Out(stream of bytes_word(C))
+        Rows of tiles.
+    weight_pop, stream_pop : In(1)
+        The room of one tile in the FIFO behind o_weight (o_stream) is free again.
+    o_act, o_row, o_param : Out(stream of buffer_write)
+        Words for the activation, row and parameter buffers.
+    error : Out(1)
+        A read failed; stays until reset.
+    beat, fetch_beat : Out(1)
+        Events: a beat came; it was for the sequencer.
+    idle : Out(1)
+        No read is outstanding.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        rows, acts = bytes_word(config.cols), buffer_write(bytes_word(config.rows))
+        floats = buffer_write(vector_word(config.lanes))
+        super().__init__(
+            {
+                "axi": Out(AxiRead(data_bits=config.bus_bits)),
+                "bases": In(64).array(BASES),
+                "fetch": In(stream.Signature(FETCH)),
+                "o_fetch": Out(stream.Signature(config.bus_bits)),
+                "weight_cmd": In(stream.Signature(operands(Op.WEIGHT))),
+                "load_cmd": In(stream.Signature(operands(Op.LOAD))),
+                "o_weight": Out(stream.Signature(rows)),
+                "o_stream": Out(stream.Signature(rows)),
+                "o_act": Out(stream.Signature(acts)),
+                "o_row": Out(stream.Signature(floats)),
+                "o_param": Out(stream.Signature(floats)),
+                **dict.fromkeys(("weight_pop", "stream_pop"), In(1)),
+                **dict.fromkeys(("weight_done", "load_done"), Out(1)),
+                **dict.fromkeys(("error", "beat", "fetch_beat"), Out(1)),
+                "idle": Out(1, init=1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.issue = issue = ReadIssue(self.config)
+        m.submodules.sink = sink = LoadSink(self.config)
+        m.submodules.load_fifo = fifo = StreamFifo(beat(self.config.bus_bytes, 2), issue.load_room)
+        m.submodules.origins = origins = StreamFifo(ORIGIN, self.config.reads_in_flight + 1)
+        self._fetch_side(m, issue)
+        self._weight_side(m, issue)
+        self._load_side(m, issue, sink)
+        connect(m, fifo.o, sink.i)
+        connect(m, issue.o_origin, origins.i)
+        for out, inner in (
+            (self.o_stream, sink.o_stream),
+            (self.o_act, sink.o_act),
+            (self.o_row, sink.o_row),
+            (self.o_param, sink.o_param),
+        ):
+            connect(m, inner, flipped(out))
+        m.d.comb += [
+            *drive_address("ar", self.axi, self.config.bus_bytes),
+            self.axi.araddr.eq(issue.o.p.addr),
+            self.axi.arlen.eq(issue.o.p.len),
+            self.axi.arvalid.eq(issue.o.valid),
+            issue.o.ready.eq(self.axi.arready),
+            issue.load_pop.eq(fifo.o.valid & fifo.o.ready),
+            issue.weight_pop.eq(self.weight_pop),
+            issue.stream_pop.eq(self.stream_pop),
+            self.load_done.eq(sink.done),
+            self.idle.eq(issue.idle),
+        ]
+        self._return_side(m, issue, origins, fifo)
+        return m
+
+    def _fetch_side(self, m, issue):
+        bus_bytes = self.config.bus_bytes
+        m.submodules.fetch_bursts = bursts = BurstSplitter(
+            bus_bytes=bus_bytes, beats=self.config.burst_beats, bits=16 + bus_bytes.bit_length() - 1
+        )
+        request = self.fetch.p
+        m.d.comb += [
+            bursts.i.valid.eq(self.fetch.valid),
+            self.fetch.ready.eq(bursts.i.ready),
+            bursts.i.p.addr.eq(request.addr),
+            bursts.i.p.last_byte.eq(Cat(Const(bus_bytes - 1, bus_bytes.bit_length() - 1), (request.beats - 1)[:16])),
+        ]
+        connect(m, bursts.o, issue.i_fetch)
+
+    def _strided(self, m, name, cmd, room, out, tag=0):
+        """Generate runs and bursts for the commands of `cmd`; return the stream that takes them."""
+        m.submodules[f"{name}_runs"] = runs = RunGenerator(tag)
+        m.submodules[f"{name}_bursts"] = bursts = BurstSplitter(
+            bus_bytes=self.config.bus_bytes,
+            beats=largest_burst(self.config.burst_beats, room),
+            tag=tag,
+        )
+        select_base(m, self.bases, cmd.base, runs.i.p.start)
+        for field in ("offset", "stride", "bytes", "count"):
+            m.d.comb += runs.i.p[field].eq(cmd[field])
+        connect(m, runs.o, bursts.i)
+        connect(m, bursts.o, out)
+        return runs.i
+
+    def _weight_side(self, m, issue):
+        i = self._strided(m, "weight", self.weight_cmd.p, issue.weight_room, issue.i_weight)
+        m.d.comb += [i.valid.eq(self.weight_cmd.valid), self.weight_cmd.ready.eq(i.ready)]
+
+    def _load_side(self, m, issue, sink):
+        """Hand each LOAD to its address generator and to the queue of its data side at the same time."""
+        cmd = self.load_cmd
+        room = min(issue.stream_room, issue.load_room)
+        i = self._strided(m, "load", cmd.p, room, issue.i_load, tag=1)
+        m.submodules.targets = targets = StreamFifo(TARGET, COMMANDS)
+        m.d.comb += [
+            i.p.tag.eq(cmd.p.dest == LoadDest.STREAM),
+            i.valid.eq(cmd.valid & targets.i.ready),
+            targets.i.valid.eq(cmd.valid & i.ready),
+            cmd.ready.eq(i.ready & targets.i.ready),
+            *(targets.i.p[f].eq(cmd.p[f]) for f in ("dest", "format", "dst", "dst_stride")),
+        ]
+        connect(m, targets.o, sink.cmd)
+
+    def _return_side(self, m, issue, origins, fifo):
+        """Register the data channel, and give each beat to whom it belongs."""
+        config = self.config
+        m.submodules.tiles = tiles = WidthConverter(bus_bytes=config.bus_bytes, slot=config.col_slot, used=config.cols)
+        valid, last, payload = Signal(), Signal(), Signal(config.bus_bits)
+        taken, known = Signal(), Signal()
+        origin = origins.o.p
+        m.d.comb += [
+            self.axi.rready.eq(~valid | taken),
+            self.beat.eq(self.axi.rvalid & self.axi.rready),
+            known.eq(valid & origins.o.valid),
+            origins.o.ready.eq(taken & last),
+            issue.burst_done.eq(taken & last),
+        ]
+        with m.If(self.axi.rready):
+            m.d.sync += valid.eq(self.axi.rvalid)
+        with m.If(self.beat):
+            m.d.sync += [payload.eq(self.axi.rdata), last.eq(self.axi.rlast)]
+            m.d.sync += self.error.eq(self.error | self.axi.rresp[1])
+        m.d.comb += [
+            self.o_fetch.p.eq(payload),
+            tiles.i.p.data.eq(payload),
+            fifo.i.p.data.eq(payload),
+            fifo.i.p.end.eq(Mux(last, Cat(origin.run_end, origin.end), 0)),
+        ]
+        for requester, sink in (
+            (Requester.FETCH, self.o_fetch),
+            (Requester.WEIGHT, tiles.i),
+            (Requester.LOAD, fifo.i),
+        ):
+            with m.If(origin.requester == requester):
+                m.d.comb += [sink.valid.eq(known), taken.eq(known & sink.ready)]
+        m.d.comb += [
+            self.fetch_beat.eq(taken & (origin.requester == Requester.FETCH)),
+            issue.weight_beat.eq(taken & (origin.requester == Requester.WEIGHT)),
+            self.o_weight.p.eq(tiles.o.p.data),
+            self.o_weight.valid.eq(tiles.o.valid),
+            tiles.o.ready.eq(self.o_weight.ready),
+        ]
+        m.d.sync += self.weight_done.eq(issue.weight_beat & last & origin.end)

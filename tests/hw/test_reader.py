@@ -1,0 +1,266 @@
+"""MemoryReader against a model in Python: random commands, latencies and stalls, errors, and throughput."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from axi_model import AxiMemory
+from streams import simulate
+
+from tilewright_hw.arch import AcceleratorConfig
+from tilewright_hw.arch.isa import LoadDest, LoadFormat
+from tilewright_hw.gateware.reader import MemoryReader
+
+ORIGIN = 0x2_FFFF_0000
+SIZE = 1 << 15
+CONFIGS = {
+    "default": AcceleratorConfig(),
+    "tiny": AcceleratorConfig.preset("tiny"),
+    "edge": AcceleratorConfig.preset("edge"),
+    "odd": AcceleratorConfig(
+        rows=6, cols=10, lanes=2, bus_bits=32, ingest=1, weight_fifo_bytes=288, stream_fifo_bytes=300
+    ),
+    "wide": AcceleratorConfig(rows=16, cols=4, lanes=2, bus_bits=512, burst_beats=4, stream_fifo_bytes=256),
+}
+
+
+@dataclass
+class Command:
+    """A WEIGHT (dest None) or a LOAD."""
+
+    offset: int
+    bytes: int
+    count: int = 1
+    stride: int = 0
+    base: int = 3
+    dest: LoadDest | None = None
+    format: LoadFormat = LoadFormat.FP32
+    dst: int = 0
+    dst_stride: int = 0
+
+    def operands(self):
+        names = ["offset", "bytes", "count", "stride", "base"]
+        names += ["dest", "format", "dst", "dst_stride"] if self.dest is not None else []
+        return {name: getattr(self, name) for name in names}
+
+    def runs(self, bases):
+        start = bases[self.base] + self.offset - ORIGIN
+        return [range(start + i * self.stride, start + i * self.stride + self.bytes) for i in range(self.count)]
+
+
+def to_float(word32):
+    """Return the F24 that Load makes of a float32."""
+    exponent = word32 >> 23 & 255
+    if exponent == 0:
+        return 0
+    return word32 >> 31 << 23 | 254 << 15 | 0x7FFF if exponent == 255 else word32 >> 8
+
+
+def expect(command, config, memory, bases):
+    """Return what the command puts out: rows, or (address, word) pairs."""
+    out = []
+    for i, run in enumerate(command.runs(bases)):
+        data = memory[run.start : run.stop]
+        if command.dest in (None, LoadDest.STREAM):
+            out += [list(data[j : j + config.cols]) for j in range(0, len(data), config.col_slot)]
+            continue
+        if command.dest == LoadDest.ACT:
+            words = [list(data[j : j + config.rows]) for j in range(0, len(data), config.row_slot)]
+        else:
+            size = 4 if command.format == LoadFormat.FP32 else 2
+            raw = [int.from_bytes(data[j : j + size], "little") << (32 - 8 * size) for j in range(0, len(data), size)]
+            floats = [to_float(x) for x in raw] + [0] * (-len(raw) % config.lanes)
+            words = [floats[j : j + config.lanes] for j in range(0, len(floats), config.lanes)]
+        first = command.dst + i * command.dst_stride
+        out += [((first + j) % 65536, word) for j, word in enumerate(words)]
+    return out
+
+
+@dataclass
+class Bench:
+    """The reader with its memory and all its neighbours."""
+
+    config: AcceleratorConfig
+    latency: int = 3
+    stall: float = 0.0
+    seed: int = 0
+    broken: range = range(0)
+    commands: list[Command] = field(default_factory=list)
+    fetches: list[tuple[int, int]] = field(default_factory=list)
+    pop_share: float = 1.0
+
+    def __post_init__(self):
+        self.dut = MemoryReader(self.config)
+        self.memory = AxiMemory(
+            size=SIZE,
+            bus_bytes=self.config.bus_bytes,
+            origin=ORIGIN,
+            latency=self.latency,
+            stall=self.stall,
+            seed=self.seed,
+            burst_beats=self.config.burst_beats,
+            limit=self.config.reads_in_flight,
+            broken=self.broken,
+        )
+        self.bases = [ORIGIN + 256 * i for i in range(8)]
+        self.weights = [c for c in self.commands if c.dest is None]
+        self.loads = [c for c in self.commands if c.dest is not None]
+        self.got = {name: [] for name in ("weight", "stream", "act", "row", "param", "fetch")}
+        self.want = {name: [] for name in self.got}
+        for c in self.commands:
+            name = "weight" if c.dest is None else c.dest.name.lower()
+            self.want[name] += expect(c, self.config, self.memory.data, self.bases)
+        for offset, beats in self.fetches:
+            for i in range(beats):
+                at = offset + i * self.config.bus_bytes
+                self.want["fetch"].append(int.from_bytes(self.memory.data[at : at + self.config.bus_bytes], "little"))
+        self.done = {"weight": 0, "load": 0}
+        self.beats = 0
+        self.error = 0
+
+    def run(self, limit=20000):
+        dut = self.dut
+
+        async def finish(ctx):
+            for _ in range(limit):
+                await ctx.tick()
+                ready = all(len(self.got[n]) >= len(self.want[n]) for n in self.got)
+                if ready and self.done == {"weight": len(self.weights), "load": len(self.loads)}:
+                    break
+            else:
+                raise AssertionError(f"stuck: {self.done}, { {n: len(v) for n, v in self.got.items()} }")
+            await ctx.tick().repeat(4)
+            self.error = ctx.get(dut.error)
+            assert ctx.get(dut.idle)
+
+        simulate(
+            dut,
+            finish,
+            limit=2 * limit,
+            background=[
+                self.memory.reads(dut.axi),
+                self._send(dut.weight_cmd, [c.operands() for c in self.weights], 1),
+                self._send(dut.load_cmd, [c.operands() for c in self.loads], 2),
+                self._send(dut.fetch, [{"addr": ORIGIN + at, "beats": n} for at, n in self.fetches], 3),
+                self._tiles(dut.o_weight, dut.weight_pop, "weight", self.config.weight_fifo_bytes),
+                self._tiles(dut.o_stream, dut.stream_pop, "stream", self.config.stream_fifo_bytes),
+                self._buffer(dut.o_act, "act"),
+                self._buffer(dut.o_row, "row"),
+                self._buffer(dut.o_param, "param"),
+                self._fetched,
+                self._watch,
+            ],
+        )
+        for name, want in self.want.items():
+            assert self.got[name] == want, name
+        assert self.beats == len(self.memory.read_times)
+        return self
+
+    def _send(self, port, items, salt):
+        async def bench(ctx):
+            rng = random.Random(self.seed + salt)
+            for i, base in enumerate(self.bases):
+                ctx.set(self.dut.bases[i], base)
+            for item in items:
+                while rng.random() < self.stall:
+                    await ctx.tick()
+                ctx.set(port.payload, item)
+                ctx.set(port.valid, 1)
+                await ctx.tick().until(port.ready)
+                ctx.set(port.valid, 0)
+
+        return bench
+
+    def _tiles(self, port, pop, name, size):
+        """A FIFO that is always ready, and must never be asked for more room than it has."""
+
+        async def bench(ctx):
+            rng, held = random.Random(self.seed + len(name)), 0
+            capacity = size // self.config.tile_bytes * self.config.rows
+            ctx.set(port.ready, 1)
+            while True:
+                popping = held >= self.config.rows and rng.random() < self.pop_share
+                held -= self.config.rows * popping
+                ctx.set(pop, popping)
+                *_, valid, row = await ctx.tick().sample(port.valid, port.payload)
+                if valid:
+                    held += 1
+                    self.got[name].append([byte & 255 for byte in row])
+                    assert held <= capacity, f"{name} FIFO overflows"
+
+        return bench
+
+    def _buffer(self, port, name):
+        async def bench(ctx):
+            rng, offer = random.Random(self.seed + ord(name[0])), None
+            while True:
+                ready = rng.random() >= self.stall
+                ctx.set(port.ready, ready)
+                *_, valid, payload = await ctx.tick().sample(port.valid, port.payload)
+                assert offer is None or (valid and payload == offer), f"{name} changed its offer"
+                offer = payload if valid and not ready else None
+                if valid and ready:
+                    mask = 255 if name == "act" else -1
+                    self.got[name].append((payload.addr, [x & mask for x in payload.data]))
+
+        return bench
+
+    async def _fetched(self, ctx):
+        port = self.dut.o_fetch
+        ctx.set(port.ready, 1)
+        while True:
+            *_, valid, word = await ctx.tick().sample(port.valid, port.payload)
+            if valid:
+                self.got["fetch"].append(word)
+
+    async def _watch(self, ctx):
+        """Count pulses; a load's done must not come before the last of its data."""
+        dut, ends, total = self.dut, [], 0
+        for c in self.loads:
+            total += len(expect(c, self.config, self.memory.data, self.bases))
+            ends.append(total)
+        while True:
+            *_, weight, load, beat = await ctx.tick().sample(dut.weight_done, dut.load_done, dut.beat)
+            self.done["weight"] += weight
+            self.done["load"] += load
+            self.beats += beat
+            if load:
+                moved = sum(len(self.got[n]) for n in ("stream", "act", "row", "param"))
+                assert moved >= ends[self.done["load"] - 1], "done came before the data"
+
+
+def random_commands(rng, config, count):
+    unit = max(config.bus_bytes, config.row_slot)
+    commands = []
+    for _ in range(count):
+        dest = rng.choice([None, None, *LoadDest])
+        if dest in (None, LoadDest.STREAM):
+            runs = rng.choice([1, 1, 3])
+            length = config.tile_bytes * rng.randint(1, 4)
+        else:
+            runs = rng.randint(1, 5)
+            length = unit * rng.randint(1, 12)
+        stride = config.bus_bytes * rng.randint(0, 40)
+        offset = config.bus_bytes * rng.randrange(0, 4096 // config.bus_bytes)
+        commands.append(
+            Command(
+                offset, length, runs, stride, rng.randrange(8), dest, rng.choice(list(LoadFormat)),
+                rng.randrange(65536), rng.randrange(65536),
+            )
+        )  # fmt: skip
+    return commands
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("latency", "stall", "pop_share"), [(1, 0, 1), (25, 0.3, 0.1), (4, 0.6, 0.5)])
+def test_random_commands(name, latency, stall, pop_share):
+    seed = random.randrange(1 << 30)
+    print(f"{seed=}")
+    rng = random.Random(seed)
+    config = CONFIGS[name]
+    fetches = [(64 * rng.randrange(200), rng.randint(1, 40)) for _ in range(8)]
+    Bench(
+        config, latency, stall, seed, commands=random_commands(rng, config, 16), fetches=fetches, pop_share=pop_share
+    ).run()
