@@ -1,17 +1,29 @@
 """Row reductions (docs/numerics.md, "Reductions"): lanes to one value per row, and the value to a statistics entry.
 
-`RowReduce` -> `RowScalar` is the whole way from beats of L floats to the entry (a, b); the other blocks are their parts.
-All are rigid pipelines without flow control; `latency` (an instance's attribute where it depends on the lanes) counts
-the cycles from input to output.
+`RowReduce` -> `RowScalar` is the whole way from beats of L floats to the entry (a, b); the others are their parts. All
+are rigid pipelines without flow control; `latency` (an instance's attribute where it depends on the lanes) counts the
+cycles from input to output.
 """
 
-from amaranth import *
+from amaranth import C, Cat, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from tilewright_hw.arch.isa import Reduce
-from tilewright_hw.gateware.float import FloatAdd, FloatMul, IntToFloat, RoundBf16, Scale2
+from tilewright_hw.gateware.float import (
+    FloatAdd,
+    FloatMul,
+    FloatParts,
+    IntToFloat,
+    RoundBf16,
+    Scale2,
+    delay,
+    from_order_key,
+    magnitude_key,
+    order_key,
+    shift_right,
+)
 from tilewright_hw.gateware.functions import ReciprocalUnit
 from tilewright_hw.gateware.layouts import F24, vector_word
 
@@ -19,6 +31,34 @@ __all__ = ["AlignToInt", "MaxTree", "RowReduce", "RowScalar", "Square", "SumTree
 
 SUM_WIDTH = 64
 """Bits of a row's sum."""
+
+
+def check_lanes(lanes):
+    """Return `lanes`; TypeError unless it is a positive integer."""
+    if not isinstance(lanes, int) or isinstance(lanes, bool) or lanes <= 0:
+        raise TypeError(f"Lanes must be a positive integer, not {lanes!r}")
+    return lanes
+
+
+def _tree(m, values, combine, *, name):
+    """Combine the values by pairs, with a register after each level; return the last one left."""
+    level = 0
+    while len(values) > 1:
+        pairs = [combine(a, b) for a, b in zip(values[::2], values[1::2], strict=False)]
+        if len(values) % 2:
+            pairs.append(values[-1])
+        values = []
+        for index, pair in enumerate(pairs):
+            register = Signal.like(pair, name=f"{name}_{level}_{index}", reset_less=True)
+            m.d.sync += register.eq(pair)
+            values.append(register)
+        level += 1
+    return values[0]
+
+
+def _is_sum(kind):
+    """Return whether a kind reduces integers (combinational)."""
+    return (kind == Reduce.EXPSUM) | (kind == Reduce.SUMSQ) | (kind == Reduce.SUM)
 
 
 class MaxTree(wiring.Component):
@@ -47,15 +87,14 @@ class MaxTree(wiring.Component):
     """
 
     def __init__(self, *, lanes, width=24):
-        self.lanes = lanes
+        self.lanes = check_lanes(lanes)
         self.width = width
         self.latency = ceil_log2(lanes)
-        super().__init__(
-            {"i": In(data.ArrayLayout(unsigned(width), lanes)), "o": Out(unsigned(width))}
-        )
+        super().__init__({"i": In(data.ArrayLayout(unsigned(width), lanes)), "o": Out(unsigned(width))})
 
     def elaborate(self, platform):
         m = Module()
+        m.d.comb += self.o.eq(_tree(m, list(self.i), lambda a, b: Mux(a > b, a, b), name="max"))
         return m
 
 
@@ -83,7 +122,7 @@ class SumTree(wiring.Component):
     """
 
     def __init__(self, *, lanes, width):
-        self.lanes = lanes
+        self.lanes = check_lanes(lanes)
         self.width = width
         self.latency = ceil_log2(lanes)
         super().__init__(
@@ -95,6 +134,7 @@ class SumTree(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        m.d.comb += self.o.eq(_tree(m, list(self.i), lambda a, b: a + b, name="sum"))
         return m
 
 
@@ -123,6 +163,40 @@ class AlignToInt(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        x = FloatParts(self.i)
+        unit = delay(m, self.unit, 1, name="unit")
+        sign = delay(m, x.sign, 1, name="sign")
+        over = Signal(reset_less=True)
+        aligned = Signal(25, reset_less=True)  # nine fraction bits; all 25 are the integer with `unit`
+        sticky = Signal(reset_less=True)
+        reference = Mux(self.unit, 127, self.exponent)
+        distance = Signal(signed(9))
+        m.d.comb += distance.eq(reference - x.exponent)
+        shifted, lost = shift_right(Cat(C(0, 9), x.significand), distance[:5])
+        nothing = distance[5:].any() | ~reference.any()
+        m.d.sync += [
+            aligned.eq(Mux(nothing, 0, shifted)),
+            over.eq(distance[8] & reference.any()),
+            sticky.eq(lost),
+        ]
+
+        # One adder rounds and negates: -(n + up) = ~n + 1 - up = (n ^ -1) + (up ^ 1).
+        up = aligned[8] & (sticky | aligned[:8].any() | aligned[9])
+        magnitude = aligned[9:] | over.replicate(16)
+        rounded = magnitude ^ sign.replicate(16)
+        signed_x = Signal(signed(17))
+        result = Signal(signed(26), reset_less=True)
+        m.d.comb += [
+            signed_x.eq(Cat(rounded, sign).as_signed() + ((up & ~over) ^ sign)),
+            self.o.eq(result),
+        ]
+        above = over | (aligned[24] & aligned[9:24].any())
+        with m.If(~unit):
+            m.d.sync += result.eq(signed_x)
+        with m.Elif(sign):
+            m.d.sync += result.eq(0)
+        with m.Else():
+            m.d.sync += result.eq(Mux(above, 1 << 24, aligned))
         return m
 
 
@@ -145,6 +219,9 @@ class Square(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        product = Signal(signed(34), reset_less=True)
+        m.d.sync += product.eq(self.i * self.i)
+        m.d.comb += self.o.eq(product[:32])
         return m
 
 
@@ -170,8 +247,11 @@ def reduce_beat(lanes):
 class RowReduce(wiring.Component):
     """Reduce beats of L floats to one value per entry: the maximum as F24, or the exact integer sum.
 
-    MAX (of no elements: +0), ABSMAX and QSCALE give an F24 in the low 24 bits of `value`; EXPSUM, SUMSQ and SUM a signed
-    64-bit integer. Rigid pipeline: one beat per cycle; `o.valid` pulses `latency` cycles after a beat with `last`.
+    MAX (of no elements: +0), ABSMAX and QSCALE give an F24 in the low 24 bits of `value`; EXPSUM, SUMSQ and SUM a
+    signed 64-bit integer.
+
+    Rigid pipeline, one beat per cycle; `o.valid` pulses `latency` cycles after a beat with `last`. An entry's integers
+    are aligned to each beat's own `exponent`: it must not change within the entry.
 
     Parameters
     ----------
@@ -194,22 +274,71 @@ class RowReduce(wiring.Component):
     """
 
     def __init__(self, *, lanes):
-        self.lanes = lanes
+        self.lanes = check_lanes(lanes)
         self.latency = 4 + ceil_log2(lanes)
-        super().__init__(
-            {"kind": In(Reduce), "i": In(reduce_beat(lanes)), "o": Out(row_value())}
-        )
+        super().__init__({"kind": In(Reduce), "i": In(reduce_beat(lanes)), "o": Out(row_value())})
 
     def elaborate(self, platform):
         m = Module()
+        depth = ceil_log2(self.lanes)
+        flags = Cat(self.i.valid, self.i.first, self.i.last)
+        flags = delay(m, flags, self.latency - 1, name="flags")
+        exponent = delay(m, self.i.exponent, self.latency - 1, name="exponent")
+        term, key = self._sums(m), self._maxima(m, self.latency - 1 - depth)
+
+        total = Signal(signed(SUM_WIDTH), reset_less=True)
+        best = Signal(24, reset_less=True)
+        held = Signal(8, reset_less=True)
+        done = Signal()
+        valid, first, last = flags
+        m.d.sync += done.eq(valid & last)
+        with m.If(valid):
+            m.d.sync += [
+                total.eq(Mux(first, 0, total) + term),
+                best.eq(Mux(first | (key > best), key, best)),
+            ]
+            with m.If(first):
+                m.d.sync += held.eq(exponent)
+
+        summed = Signal()
+        m.d.comb += [
+            summed.eq(_is_sum(self.kind)),
+            self.o.valid.eq(done),
+            self.o.exponent.eq(held),
+            # Key 0 means that no lane took part.
+            self.o.value.eq(Mux(summed, total, Mux(best.any(), from_order_key(best), 0))),
+        ]
         return m
+
+    def _sums(self, m):
+        """Return the sum of one beat's integers."""
+        m.submodules.sum = tree = SumTree(lanes=self.lanes, width=33)
+        for lane in range(self.lanes):
+            m.submodules[f"align_{lane}"] = align = AlignToInt()
+            m.submodules[f"square_{lane}"] = square = Square()
+            plain = delay(m, align.o, Square.LATENCY, name=f"plain_{lane}")
+            m.d.comb += [
+                align.i.eq(self.i.data[lane]),
+                align.exponent.eq(self.i.exponent),
+                align.unit.eq(self.kind == Reduce.EXPSUM),
+                square.i.eq(align.o),
+                tree.i[lane].eq(Mux(self.kind == Reduce.SUMSQ, square.o, plain)),
+            ]
+        return tree.o
+
+    def _maxima(self, m, cycles):
+        """Return the largest key of one beat, `cycles` after it left the tree."""
+        m.submodules.max = tree = MaxTree(lanes=self.lanes)
+        for lane in range(self.lanes):
+            x = self.i.data[lane]
+            key = Mux(self.kind == Reduce.MAX, order_key(x), magnitude_key(x))
+            m.d.comb += tree.i[lane].eq(Mux(self.i.keep[lane], key, 0))
+        return delay(m, tree.o, cycles, name="best")
 
 
 def row_value():
     """Return the payload between `RowReduce` and `RowScalar`: valid, the row's value, the exponent E (biased)."""
-    return data.StructLayout(
-        {"valid": 1, "value": unsigned(SUM_WIDTH), "exponent": unsigned(8)}
-    )
+    return data.StructLayout({"valid": 1, "value": unsigned(SUM_WIDTH), "exponent": unsigned(8)})
 
 
 def row_entry():
@@ -266,4 +395,60 @@ class RowScalar(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        x = self._scaled(m)
+        x = self._affine(m, x)
+        m.submodules.reciprocal = reciprocal = ReciprocalUnit()
+        m.d.comb += [reciprocal.i.eq(x), reciprocal.sqrt.eq(self.kind == Reduce.SUMSQ)]
+
+        before = delay(m, x, ReciprocalUnit.LATENCY, name="before")
+        m.d.comb += self.o.a.eq(before)
+        with m.Switch(self.kind):
+            with m.Case(Reduce.EXPSUM, Reduce.SUMSQ):
+                m.d.comb += self.o.a.eq(reciprocal.o)
+            with m.Case(Reduce.QSCALE):
+                m.d.comb += [self.o.a.eq(reciprocal.o), self.o.b.eq(before)]
+        valid = Signal(self.LATENCY)
+        m.d.sync += valid.eq(Cat(self.i.valid, valid))
+        m.d.comb += self.o.valid.eq(valid[-1])
         return m
+
+    def _scaled(self, m):
+        """Return the row's value as a float."""
+        m.submodules.convert = convert = IntToFloat(SUM_WIDTH)
+        m.submodules.scale = scale = Scale2()
+        whole = delay(m, self.i.value[:24], IntToFloat.LATENCY + Scale2.LATENCY, name="whole")
+        # E - 15 = exponent - 142
+        shift = Signal(signed(10))
+        shift_late = delay(m, shift, IntToFloat.LATENCY, name="shift")
+        with m.Switch(self.kind):
+            with m.Case(Reduce.EXPSUM):
+                m.d.comb += shift.eq(-24)
+            with m.Case(Reduce.SUMSQ):
+                m.d.comb += shift.eq((self.i.exponent - 142) << 1)
+            with m.Default():
+                m.d.comb += shift.eq(self.i.exponent - 142)
+        m.d.comb += [
+            convert.i.eq(self.i.value),
+            scale.i.eq(convert.o),
+            scale.k.eq(shift_late),
+        ]
+        return Mux(_is_sum(self.kind), scale.o, whole)
+
+    def _affine(self, m, x):
+        """Return x * const1 (perhaps rounded to bfloat16) + const2; kinds without them take 1 and 0."""
+        m.submodules.mul = mul = FloatMul()
+        m.submodules.round = round_ = RoundBf16()
+        m.submodules.add = add = FloatAdd()
+        m.d.comb += [
+            mul.a.eq(x),
+            mul.b.eq(127 << 15),
+            round_.i.eq(mul.o),
+            round_.enable.eq((self.kind == Reduce.QSCALE) & self.scale16),
+            add.a.eq(round_.o),
+        ]
+        with m.Switch(self.kind):
+            with m.Case(Reduce.QSCALE, Reduce.SUM):
+                m.d.comb += mul.b.eq(self.const1)
+            with m.Case(Reduce.SUMSQ):
+                m.d.comb += [mul.b.eq(self.const1), add.b.eq(self.const2)]
+        return add.o
