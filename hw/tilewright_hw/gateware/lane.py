@@ -224,7 +224,11 @@ class TokenPath(wiring.Component):
         path = self.path
 
         def stage(token, cycles, used, name):
-            return Mux(used, Value.cast(delay(m, token, cycles, name=name)), Value.cast(token))
+            # A stage that is not used keeps no token: it could come out of it in the next instruction.
+            entering = Signal(Token, name=f"{name}_in")
+            m.d.comb += [entering.eq(token), entering.valid.eq(token.valid & used)]
+            late = delay(m, entering, cycles, name=name)
+            return Mux(used, Value.cast(late), Value.cast(token))
 
         at_acc = delay(m, self.issue, ACC_LATENCY - 1, name="acc")
         x3_input = Signal(Token)
