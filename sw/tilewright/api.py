@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from tilewright.compiler.plan import Tiling
 from tilewright.devices import open_device
 from tilewright.importers import load_checkpoint
-from tilewright.model import Checkpoint, Floats
+from tilewright.model import Checkpoint, Floats, LlamaSpec
 from tilewright.roofline import Work, decode_work, prefill_work
 from tilewright.runtime import Engine
 from tilewright.sampling import Sampler, Sampling
@@ -116,6 +116,11 @@ class Model:
         """The device it runs on."""
         return self.engine.device
 
+    @property
+    def engines(self) -> list[Engine]:
+        """All that follow a request: the golden one first, if there is one, and the device's last."""
+        return [self.golden, self.engine] if self.golden is not None else [self.engine]
+
     def close(self) -> None:
         """Release the device."""
         self.device.close()
@@ -192,30 +197,16 @@ class Model:
         return Run(self, self._prompt_ids(prompt), max_new_tokens, sampling, stops)
 
     def _prompt_ids(self, prompt: str | Sequence[int] | Sequence[str]) -> list[int]:
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise InputError("this model has no tokenizer: give token ids")
-            ids = self.tokenizer.encode(prompt)
-        else:
-            ids = []
-            for token in prompt:
-                if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
-                    raise InputError(f"a prompt must be text or token ids, not {token!r} among them")
-                ids.append(int(token))
-        if not ids:
-            raise InputError("the prompt must hold at least one token")
-        if len(ids) > self.spec.context:
-            raise InputError(f"the prompt has {len(ids)} tokens; the context holds {self.spec.context}")
-        for token in ids:
-            if not 0 <= token < self.spec.vocab:
-                raise InputError(f"token ids must be 0 to {self.spec.vocab - 1}, not {token}")
-        return ids
+        return prompt_ids(prompt, self.spec, self.tokenizer)
 
     def logits(self, token_ids: Sequence[int]) -> Floats:
         """Return teacher-forced logits, float32 (tokens, vocab): row i follows token i."""
         ids = self._prompt_ids(list(token_ids))
-        self.engine.reset()
-        return self.engine.feed(ids, logits="all")
+        # The golden device follows, so that the images stay comparable; the device's own rows are the last.
+        for engine in self.engines:
+            engine.reset()
+            rows = engine.feed(ids, logits="all")
+        return rows
 
 
 class Run:
@@ -236,7 +227,7 @@ class Run:
 
     def __iter__(self) -> Iterator[str]:
         """Yield text as it is made."""
-        for engine in self._engines():
+        for engine in self.model.engines:
             engine.reset()
         token = self._step(self.prompt, prompt=True)
         while not self._ends(token):
@@ -249,9 +240,6 @@ class Run:
         piece = self._new_text(final=True)
         if piece:
             yield piece
-
-    def _engines(self) -> list[Engine]:
-        return [self.model.engine] + ([self.model.golden] if self.model.golden else [])
 
     def _step(self, tokens: list[int], prompt: bool) -> int:
         """Feed tokens, account for it, and choose the next token."""
@@ -328,6 +316,40 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
+def prompt_ids(prompt: str | Sequence[int] | Sequence[str], spec: LlamaSpec, tokenizer: Tokenizer | None) -> list[int]:
+    """Return the token ids of a prompt; InputError if the model cannot take them."""
+    ids = _encode(prompt, tokenizer) if isinstance(prompt, str) else _as_ids(prompt)
+    if not ids:
+        raise InputError("the prompt must hold at least one token")
+    if len(ids) > spec.context:
+        raise InputError(f"the prompt has {len(ids)} tokens; the context holds {spec.context}")
+    for token in ids:
+        if not 0 <= token < spec.vocab:
+            raise InputError(f"token ids must be 0 to {spec.vocab - 1}, not {token}")
+    return ids
+
+
+def _encode(prompt: str, tokenizer: Tokenizer | None) -> list[int]:
+    if tokenizer is None:
+        raise InputError("this model has no tokenizer: give token ids")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as e:
+        raise InputError(f"the prompt must be valid Unicode: {e.reason} at character {e.start}") from e
+    return tokenizer.encode(prompt)
+
+
+def _as_ids(prompt: Sequence[int] | Sequence[str]) -> list[int]:
+    if not isinstance(prompt, Iterable):
+        raise InputError(f"a prompt must be text or token ids, not {prompt!r}")
+    ids = []
+    for token in prompt:
+        if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
+            raise InputError(f"a prompt must be text or token ids, not {token!r} among them")
+        ids.append(int(token))
+    return ids
+
+
 def compare(device: Device, golden: Device, size: int, tokens_equal: bool = True) -> Check:
     """Compare the memory images of two devices by their SHA-256, in pieces."""
     hashes = []
@@ -368,10 +390,19 @@ def load(
     DeviceError
         The device cannot be opened.
     """
+    checkpoint, found = read_model(path, weights, tokenizer)
+    opened = open_device(device, config) if isinstance(device, str) else device
+    return Model(checkpoint, found, opened, check=check, tiling=tiling, progress=progress)
+
+
+def read_model(
+    path: str | Path | None = None, weights: str = "int8", tokenizer: str | Path | None = None
+) -> tuple[Checkpoint, Tokenizer]:
+    """Return a model's checkpoint and tokenizer, as `load` does; every tensor has been looked at."""
     if weights not in WEIGHTS:
         raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
     path = BUILTIN if path is None else Path(path)
     checkpoint = load_checkpoint(path)
     found = load_tokenizer(path, checkpoint.spec.vocab, tokenizer)
-    opened = open_device(device, config) if isinstance(device, str) else device
-    return Model(checkpoint, found, opened, check=check, tiling=tiling, progress=progress)
+    checkpoint.check()
+    return checkpoint, found

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tilewright_hw.arch.memory_model import MemoryModel
-
 from tilewright_hw.arch import AcceleratorConfig, Device, DeviceError, InputError
+from tilewright_hw.arch.memory_model import MemoryModel
 
 DEVICES = ("golden", "rtl")
 
@@ -39,16 +38,21 @@ def open_device(
         The device cannot be built: what is missing, and how to get it.
     """
     config = AcceleratorConfig.resolve(config)
+    if device_kind(name) == "golden":
+        from tilewright_sim.golden import GoldenDevice
+
+        return GoldenDevice(config)
+    return _open_rtl(config, memory or MemoryModel(), progress)
+
+
+def device_kind(name: str) -> str:
+    """Return which device NAME[:ARGS] means, opening nothing; InputError if there is none such."""
     kind, _, arguments = name.partition(":")
     if kind not in DEVICES:
         raise InputError(f"unknown device {name!r}: choose one of {', '.join(DEVICES)}")
     if arguments:
         raise InputError(f"device {kind!r} takes no arguments, not {arguments!r}")
-    if kind == "golden":
-        from tilewright_sim.golden import GoldenDevice
-
-        return GoldenDevice(config)
-    return _open_rtl(config, memory or MemoryModel(), progress)
+    return kind
 
 
 def _open_rtl(config: AcceleratorConfig, memory: MemoryModel, progress: Callable[[str], None] | None) -> Device:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-__all__ = ["Check", "Purpose", "checks", "main"]
+__all__ = ["Check", "Purpose", "add_arguments", "checks", "main", "run"]
 
 Purpose = Literal["golden", "rtl", "dev"]
 MINIMUM_PYTHON = (3, 11)
@@ -251,14 +251,8 @@ def _table(rows: Sequence[Check]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the checks; return 1 when a needed thing is missing, else 0."""
-    parser = argparse.ArgumentParser(
-        prog="tilewright doctor",
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
     parser.add_argument(
         "--for",
         dest="purpose",
@@ -267,7 +261,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="what must be there for exit code 0 (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read the options and `run`."""
+    parser = argparse.ArgumentParser(
+        prog="tilewright doctor",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the checks; return 1 when a needed thing is missing, else 0."""
     rows = checks(arguments.purpose)
     missing = [row.name for row in rows if row.required and not row.ok]
     if arguments.json:

@@ -102,3 +102,8 @@ class Checkpoint:
         if not np.isfinite(value).all():
             raise InputError(f"{self.name}: tensor {name} holds NaN or infinity")
         return value
+
+    def check(self) -> None:
+        """Read every tensor, so that a bad one is known before anything is written."""
+        for name in self.spec.tensor_shapes():
+            self.tensor(name)

@@ -1,0 +1,120 @@
+"""What the commands share: the parser, common options, and checks that need no file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from tilewright.devices import open_device
+from tilewright_hw.arch import AcceleratorConfig, Device, InputError
+from tilewright_hw.arch.memory_model import MemoryModel
+
+Commands = Any  # argparse keeps the type of subparsers to itself
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, and whose epilog keeps its lines."""
+
+    def __init__(self, **keywords: Any) -> None:
+        keywords.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        keywords.setdefault("allow_abbrev", False)
+        super().__init__(**keywords)
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with 2."""
+        self.exit(2, f"{self.prog}: error: {message} ({self.prog} --help tells more)\n")
+
+
+def examples(*lines: tuple[str, str]) -> str:
+    """Return an epilog: commands, each with what it does."""
+    return "examples:\n" + "\n".join(f"  {command}\n      {what}" for command, what in lines)
+
+
+def command(
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], int], summary: str, epilog: str
+) -> Parser:
+    """Add a command and return its parser."""
+    made: Parser = commands.add_parser(name, help=summary, description=summary, epilog=epilog)
+    made.set_defaults(run=run)
+    return made
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add --config."""
+    parser.add_argument(
+        "--config", default="default", metavar="NAME|FILE.toml", help="preset or TOML file (default: %(default)s)"
+    )
+
+
+def add_device(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add --device, --config and --memory."""
+    parser.add_argument(
+        "--device",
+        default=default,
+        metavar="NAME[:ARGS]",
+        help="golden (NumPy model) or rtl (the simulated gateware) (default: %(default)s)",
+    )
+    add_config(parser)
+    parser.add_argument(
+        "--memory",
+        default="",
+        metavar="KEY=VALUE,...",
+        help="timing of the simulated memory, such as latency=40,stall=0.1,seed=1 (results do not depend on it)",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add what a request to a model needs: MODEL, --weights, --tokenizer, and how to sample."""
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="Hugging Face folder or llama2.c .bin (default: the built-in model)"
+    )
+    parser.add_argument("--weights", default="int8", metavar="FORMAT", help="int8 (default: %(default)s)")
+    parser.add_argument("--tokenizer", metavar="FILE", help="instead of the one that comes with the model")
+
+
+def add_sampling(parser: argparse.ArgumentParser, temperature: float = 0.0, top_k: int = 0, seed: int = 0) -> None:
+    """Add --temperature, --top-k, --top-p and --seed."""
+    text = "(default: %(default)s)"
+    parser.add_argument(
+        "--temperature", type=float, default=temperature, metavar="T", help=f"0 is greedy, above 0 samples {text}"
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=top_k, metavar="K", help=f"only the K most probable tokens; 0: all {text}"
+    )
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help=f"only the most probable P {text}")
+    parser.add_argument("--seed", type=int, default=seed, metavar="S", help=f"seed of the random numbers {text}")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add --json and --quiet."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    parser.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
+
+
+def memory_model(text: str) -> MemoryModel:
+    """Return the timing that --memory gives."""
+    return MemoryModel.parse(text) if text else MemoryModel()
+
+
+def open_checked(
+    name: str, config: AcceleratorConfig, memory: MemoryModel, progress: Callable[[str], None] | None = None
+) -> Device:
+    """Open a device; what keeps it from being opened (no compiler, no room) is the user's to mend: InputError."""
+    try:
+        return open_device(name, config, memory=memory, progress=progress)
+    except InputError:
+        raise
+    except (RuntimeError, OSError) as e:
+        raise InputError(f"cannot open the {name} device: {e}") from e
+
+
+def read_prompt(prompt: str) -> str:
+    """Return the prompt; `-` reads it from stdin, without the newline that ends it."""
+    if prompt != "-":
+        return prompt
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as e:
+        raise InputError(f"the prompt on stdin must be UTF-8: {e.reason} at byte {e.start}") from e

@@ -1,0 +1,115 @@
+"""What generate and demo do alike: check everything, load the model with progress, stream a text, report it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tilewright.api import WEIGHTS, Check, Generation, Model, prompt_ids, read_model
+from tilewright.cli.options import memory_model, open_checked
+from tilewright.cli.progress import Progress
+from tilewright.devices import device_kind
+from tilewright.sampling import Sampling
+from tilewright_hw.arch import AcceleratorConfig, InputError
+from tilewright_hw.arch.memory_model import MemoryModel
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options that can be checked before any file is read."""
+
+    config: AcceleratorConfig
+    memory: MemoryModel
+    sampling: Sampling
+    max_new_tokens: int
+
+    @classmethod
+    def check(cls, arguments: argparse.Namespace) -> Request:
+        """Check the options; InputError says which is wrong."""
+        config = AcceleratorConfig.resolve(arguments.config)
+        device_kind(arguments.device)
+        if arguments.weights not in WEIGHTS:
+            raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, not {arguments.weights!r}")
+        if arguments.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be a positive integer, not {arguments.max_new_tokens}")
+        sampling = Sampling(
+            temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, seed=arguments.seed
+        )
+        return cls(config, memory_model(arguments.memory), sampling, arguments.max_new_tokens)
+
+
+def load_model(arguments: argparse.Namespace, request: Request, prompt: str, progress: Progress) -> Model:
+    """Read checkpoint and tokenizer, check the prompt, open the device, load the weights: in this order."""
+    checkpoint, tokenizer = read_model(arguments.model, arguments.weights, arguments.tokenizer)
+    prompt_ids(prompt, checkpoint.spec, tokenizer)
+    with progress.stage(f"{arguments.device} device ({request.config.name}) opened") as stage:
+        device = open_checked(arguments.device, request.config, request.memory, stage.say)
+    try:
+        with progress.stage(f"model {checkpoint.name} quantised and loaded") as stage:
+            return Model(checkpoint, tokenizer, device, check=arguments.check, progress=stage.update)
+    except BaseException:
+        device.close()
+        raise
+
+
+def write_text(
+    model: Model, request: Request, prompt: str, stop: list[str], progress: Progress, emit: Callable[[str], None]
+) -> Generation:
+    """Generate, handing each piece of text to `emit` as it is made."""
+    s = request.sampling
+    run = model.start(
+        prompt, request.max_new_tokens, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, seed=s.seed, stop=stop
+    )
+    pieces = iter(run)
+    with progress.stage(f"prompt read ({len(run.prompt)} tokens)"):
+        first = next(pieces, "")
+    emit(first)
+    for piece in pieces:
+        emit(piece)
+    return run.result()
+
+
+def check_line(check: Check, device: str) -> str:
+    """Say whether the golden model produced the same bits."""
+    tokens = "the same tokens" if check.tokens_equal else "OTHER TOKENS"
+    if check.hash_device == check.hash_golden:
+        image = f"the same memory image ({check.bytes_compared:,} bytes, sha256 {check.hash_device[:16]} on both)"
+    else:
+        image = (
+            f"ANOTHER MEMORY IMAGE ({check.bytes_compared:,} bytes: sha256 {check.hash_device[:16]} on {device}, "
+            f"{check.hash_golden[:16]} on golden)"
+        )
+    return f"{'bit-exact' if check.exact else 'MISMATCH'}: golden gave {tokens} and {image}"
+
+
+def report(model: Model, request: Request, generation: Generation, weights: str) -> dict[str, Any]:
+    """Return the object that --json prints."""
+    stats, check = generation.stats, generation.check
+    return {
+        "schema_version": 1,
+        "text": generation.text,
+        "token_ids": generation.token_ids,
+        "prompt_tokens": stats.prompt_tokens,
+        "new_tokens": stats.new_tokens,
+        "finish_reason": generation.finish_reason,
+        "device": model.device.name,
+        "config": request.config.name,
+        "cycles": stats.cycles,
+        "cycles_per_token": stats.cycles_per_token,
+        "bus_bytes_read": stats.bus_bytes_read,
+        "bus_bytes_written": stats.bus_bytes_written,
+        "bus_utilization": stats.bus_utilization,
+        "mac_utilization": stats.mac_utilization,
+        "seconds": stats.seconds,
+        "bit_exact": None if check is None else check.exact,
+        "decode_roofline": stats.decode_roofline,
+        "model": model.name,
+        "weights": weights,
+        "configuration": request.config.to_dict(),
+        "memory": asdict(request.memory),
+        "sampling": asdict(request.sampling),
+        "check": None if check is None else asdict(check),
+        "counters": stats.counters,
+    }
