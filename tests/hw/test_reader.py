@@ -260,7 +260,90 @@ def test_random_commands(name, latency, stall, pop_share):
     print(f"{seed=}")
     rng = random.Random(seed)
     config = CONFIGS[name]
-    fetches = [(64 * rng.randrange(200), rng.randint(1, 40)) for _ in range(8)]
+    fetches = [(64 * rng.randrange(200), rng.randint(1, 40)) for _ in range(5)]
     Bench(
-        config, latency, stall, seed, commands=random_commands(rng, config, 16), fetches=fetches, pop_share=pop_share
+        config, latency, stall, seed, commands=random_commands(rng, config, 10), fetches=fetches, pop_share=pop_share
     ).run()
+
+
+def test_error_response_is_sticky_and_nothing_hangs():
+    commands = [
+        Command(0, 1024),
+        Command(512, 512, dest=LoadDest.ROW),
+        Command(1024, 256, dest=LoadDest.STREAM),
+        Command(0, 64, dest=LoadDest.ACT),
+    ]
+    bench = Bench(AcceleratorConfig(), commands=commands, broken=range(ORIGIN + 0x520, ORIGIN + 0x530))
+    assert bench.run().error == 1
+    bench = Bench(AcceleratorConfig(), commands=commands)
+    assert bench.run().error == 0
+
+
+def test_full_fifo_does_not_block_the_others():
+    """Nobody takes weights or streamed tiles until a load to a buffer and a fetch have come through."""
+    config = CONFIGS["tiny"]
+    commands = [
+        Command(0, 4096),
+        Command(0, 1024, dest=LoadDest.STREAM),
+        Command(64, 128, dest=LoadDest.ROW),
+    ]
+    bench = Bench(config, commands=commands, fetches=[(0, 16)] * 3, pop_share=0.0)
+    with pytest.raises(AssertionError, match=r"stuck: {'weight': 0, 'load': 2}"):
+        bench.run(limit=3000)
+    assert len(bench.got["fetch"]) == 48
+    assert bench.got["row"] == bench.want["row"]
+    assert len(bench.got["weight"]) == config.weight_fifo_bytes // config.col_slot
+
+
+WHOLE = {
+    "weight": [Command(0, 8192)],
+    "many weights": [Command(256 * i, 256) for i in range(32)],
+    "stream": [Command(0, 256, 32, 512, dest=LoadDest.STREAM)],
+    "act": [Command(0, 1024, 8, 1024, dest=LoadDest.ACT)],
+    "row": [Command(0, 2048, dest=LoadDest.ROW) for _ in range(4)],
+    "bfloat16": [Command(0, 8192, dest=LoadDest.PARAM, format=LoadFormat.BF16)],
+    "mixed": [c for i in range(8) for c in (Command(0, 512), Command(512 * i, 512, dest=LoadDest.STREAM))],
+}
+
+
+@pytest.mark.parametrize(("name", "latency"), [*((name, 150) for name in WHOLE), ("weight", 40), ("mixed", 40)])
+def test_one_beat_per_cycle(name, latency):
+    """With the default settings the bus never idles from the first beat on, whatever the runs and commands."""
+    bench = Bench(AcceleratorConfig(), latency, commands=WHOLE[name]).run()
+    times = bench.memory.read_times
+    assert len(times) == 512
+    assert times[-1] - times[0] == 511
+    assert times[0] <= latency + 5
+
+
+def test_loads_go_before_weights_but_do_not_starve_them():
+    """Three of four bursts are loads until both kinds have used up their room; then each gets what it gives back."""
+    commands = [Command(16384, 8192, base=0), Command(0, 512, 16, 512, base=0, dest=LoadDest.STREAM)]
+    bench = Bench(AcceleratorConfig(), 20, commands=commands).run()
+    loads = [addr - ORIGIN < 16384 for addr, _ in bench.memory.bursts]
+    assert len(loads) == 32
+    first = loads.index(False)
+    assert loads[first : first + 7] == [False, True, True, True, False, True, True]
+
+
+def test_a_load_waits_for_a_window_of_weights_only():
+    """A load that comes while weights stream has its first beat after at most window + latency."""
+    commands = [Command(0, 24576)]
+    config = AcceleratorConfig()
+    bench = Bench(config, 40, commands=[*commands, Command(64, 64, dest=LoadDest.ROW)])
+    seen = []
+
+    async def late(ctx):
+        await ctx.tick().repeat(400)
+        start = len(bench.memory.read_times)
+        ctx.set(bench.dut.load_cmd.payload, bench.loads[0].operands())
+        ctx.set(bench.dut.load_cmd.valid, 1)
+        await ctx.tick().until(bench.dut.load_cmd.ready)
+        ctx.set(bench.dut.load_cmd.valid, 0)
+        await ctx.tick().until(bench.dut.load_done)
+        seen.append(len(bench.memory.read_times) - start)
+
+    plain = bench._send
+    bench._send = lambda port, items, salt: late if port is bench.dut.load_cmd else plain(port, items, salt)
+    bench.run()
+    assert seen[0] <= 256 + 40
