@@ -2,5 +2,6 @@
 
 from tilewright_sim.golden import formats, tables
 from tilewright_sim.golden.device import GoldenDevice
+from tilewright_sim.golden.hazards import HazardError
 
-__all__ = ["GoldenDevice", "formats", "tables"]
+__all__ = ["GoldenDevice", "HazardError", "formats", "tables"]

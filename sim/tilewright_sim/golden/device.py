@@ -37,6 +37,7 @@ class GoldenDevice:
         self.config, self.check = config, check
         self.last_error: DeviceError | None = None
         self._registers: dict[str, int] = {}
+        self._busy = self._done = False
         self.allocate(0)
 
     def allocate(self, size: int) -> None:

@@ -20,7 +20,7 @@ from tilewright_hw.arch.isa import (
     apply_patches,
 )
 from tilewright_hw.arch.registers import ErrorCode
-from tilewright_sim.golden.hazards import Hazards
+from tilewright_sim.golden.hazards import HazardError, HazardFault, Hazards
 from tilewright_sim.golden.matrix import MatmulStep
 from tilewright_sim.golden.memory import Memory
 from tilewright_sim.golden.state import Buffers, Fault, Region, StoreFifo, TileFifo
@@ -58,6 +58,9 @@ class Machine:
         Index of the instruction being executed.
     executed : int
         Instructions executed in this run.
+    taken : list of (int, bool)
+        For the hazard checks: what the last instruction took from a FIFO, as (index of the instruction that pushed
+        it, whether nothing of that one is left).
     """
 
     def __init__(self, config: AcceleratorConfig, memory: Memory, check: bool = False) -> None:
@@ -75,8 +78,7 @@ class Machine:
         slot = self.config.col_slot
         self.fifos = {"weight": TileFifo(slot), "stream": TileFifo(slot)}
         self.store = StoreFifo()
-        self.popped: list[int] = []
-        self.drained: list[tuple[int, bool]] = []
+        self.taken: list[tuple[int, bool]] = []
         self._plans.clear()
 
     def set_base(self, i: int, address: int) -> None:
@@ -108,16 +110,16 @@ class Machine:
                 if self._execute(data):
                     return
             except Fault as e:
-                raise self._error(str(e), e.code, data) from e
+                kind = HazardError if isinstance(e, HazardFault) else DeviceError
+                raise kind(f"{self._describe(data)}: {e}", int(e.code)) from e
         raise DeviceError(f"the program did not end within {limit} instructions")
 
-    def _error(self, cause: str, code: ErrorCode, data: bytes) -> DeviceError:
+    def _describe(self, data: bytes) -> str:
         try:
             text = str(Instruction.decode(data))
         except InstructionError:
             text = data.hex()
-        error = DeviceError(f"instruction {self.index} ({text}): {cause}", int(code))
-        return error
+        return f"instruction {self.index} ({text})"
 
     def _fetch(self, address: int) -> bytes:
         check_aligned(address, BYTES, "the program's address")
@@ -140,11 +142,12 @@ class Machine:
                 self._plans.clear()
             step = self._plans[data] = self._plan(ins)
         if self.hazards:
-            self.hazards.before(self.index, Instruction.decode(data), step)
-        self.popped, self.drained = [], []
+            source = step.first_source(self)
+            self.hazards.before(self.index, Instruction.decode(data), step, source)
+        self.taken = []
         step(self)
         if self.hazards:
-            self.hazards.after(self.popped, self.drained)
+            self.hazards.after(self.taken)
         return False
 
     def _decode(self, data: bytes) -> Instruction:

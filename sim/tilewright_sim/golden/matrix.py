@@ -62,6 +62,14 @@ class MatmulStep:
         self.act = act.view(buffers.act)
         self.acc = acc.view(buffers.array(acc.name)).reshape(self.groups, self.n, self.rows, config.cols)
 
+    def needs(self, region: Region) -> None:
+        """Return which words of a source must be defined: all."""
+
+    def first_source(self, machine: Machine) -> int | None:
+        """Return the index of the instruction that pushed the first tile to be taken."""
+        pieces = machine.fifos[self.fifo_name].pieces
+        return pieces[0].source if pieces else None
+
     def __call__(self, machine: Machine) -> None:
         """Execute."""
         fifo = machine.fifos[self.fifo_name]
@@ -69,7 +77,7 @@ class MatmulStep:
             pieces = fifo.pop(self.groups * self.n * self.k * self.slots[0])
         except Fault as e:
             raise Fault(f"{self.fifo_name} FIFO: {e}") from e
-        machine.popped = [piece.source for piece in pieces]
+        machine.taken = [(piece.source, piece.last) for piece in pieces]
         w = self._weights(machine, pieces)  # (groups, K, N)
         a = self.act.reshape(self.groups, self.rows, -1)
         out = integer_product(a, w).reshape(self.groups, self.rows, self.n, -1)

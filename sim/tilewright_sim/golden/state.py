@@ -150,12 +150,17 @@ def put(view: NDArray[Any], values: NDArray[Any], region: Region) -> None:
 
 @dataclass
 class Piece:
-    """Consecutive rows of tiles in a FIFO: still in memory at `address`, or copied to `data` (rows, slot)."""
+    """Consecutive rows of tiles in a FIFO: still in memory at `address`, or copied to `data` (rows, slot).
+
+    `source` is the index of the instruction that pushed them.
+    """
 
     address: int
     rows: int
     source: int
     data: NDArray[np.int8] | None = None
+    last: bool = True
+    """Whether nothing of what the same instruction pushed comes after it."""
 
 
 class TileFifo:
@@ -199,10 +204,10 @@ class TileFifo:
     def _split(self, piece: Piece, rows: int) -> Piece:
         """Take the first rows of the front piece."""
         if piece.data is not None:
-            front = Piece(0, rows, piece.source, piece.data[:rows])
+            front = Piece(0, rows, piece.source, piece.data[:rows], last=False)
             self.pieces[0] = Piece(0, piece.rows - rows, piece.source, piece.data[rows:])
             return front
-        front = Piece(piece.address, rows, piece.source)
+        front = Piece(piece.address, rows, piece.source, last=False)
         self.pieces[0] = Piece(piece.address + rows * self.slot, piece.rows - rows, piece.source)
         return front
 

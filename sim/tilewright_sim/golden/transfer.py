@@ -49,11 +49,11 @@ class LoadStep:
         memory = Region("memory", address, ((self.count, stride),), self.size)
         self.memory = check_memory(machine, memory)
         self.reads, self.writes = [memory], list[Region]()
-        self.dest = None if op is Op.WEIGHT else LoadDest(f["dest"])
-        self.pushes = self.dest in (None, LoadDest.STREAM)
+        self.dest = LoadDest.STREAM if op is Op.WEIGHT else LoadDest(f["dest"])
+        self.pushes = self.dest is LoadDest.STREAM
         self.source = memory.view(machine.memory.bytes)  # (count, size)
         if self.pushes:
-            self.fifo = machine.fifos["weight" if self.dest is None else "stream"]
+            self.fifo = machine.fifos["weight" if op is Op.WEIGHT else "stream"]
             check_aligned(f["bytes"], config.col_slot, "bytes of tiles")
             return
         if self.dest is LoadDest.ACT:
@@ -67,6 +67,12 @@ class LoadStep:
         self.dst = Region(self.dest.name.lower(), f["dst"], ((runs, f["dst_stride"]),), words)
         self.writes.append(machine.buffers.check(self.dst, "what is loaded"))
         self.into = self.dst.view(machine.buffers.array(self.dst.name))  # (runs, words * width)
+
+    def needs(self, region: Region) -> None:
+        """Return which words of a source must be defined: all."""
+
+    def first_source(self, machine: Machine) -> None:
+        """Return the source of what it takes from a FIFO: it takes nothing."""
 
     def __call__(self, machine: Machine) -> None:
         """Execute."""
@@ -164,10 +170,17 @@ class StoreStep:
                     f"{region.start:#x}, strides {strides}"
                 )
 
+    def needs(self, region: Region) -> None:
+        """Return which words of a source must be defined: all."""
+
+    def first_source(self, machine: Machine) -> int | None:
+        """Return the index of the VECTOR that pushed the first word to be taken."""
+        return machine.store.chunks[0].source if machine.store.chunks else None
+
     def __call__(self, machine: Machine) -> None:
         """Execute."""
         try:
-            words, machine.drained = machine.store.pop(self.m * self.h * self.row_words, self.element)
+            words, machine.taken = machine.store.pop(self.m * self.h * self.row_words, self.element)
         except Fault as e:
             raise Fault(f"store stream: {e}") from e
         rows = np.ascontiguousarray(words).reshape(self.m, self.h, -1)[:, :, : self.n]

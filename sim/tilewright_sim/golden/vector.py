@@ -67,7 +67,7 @@ class VectorStep:
         self.param, self.outer, self.scale16 = f["param"], f["reduce_outer"], f["scale16"]
         self.const1 = formats.load_fp32(np.uint32(f["const1"]))
         self.const2 = formats.load_bf16(np.uint16(f["const2"]))
-        self.lanes = config.lanes
+        self.lanes, self.cols = config.lanes, config.cols
         self._check()
         self.reads, self.writes = list[Region](), list[Region]()
         limits = np.minimum(f["limit"] + np.arange(self.m) * f["causal"], self.n)
@@ -113,7 +113,8 @@ class VectorStep:
         words = -(-self.n // self.lanes)
         if self.source is Source.ACC:
             cols = machine.config.cols
-            loops = ((self.m, f["src_m"]), (self.h, f["src_h"]), (-(-self.n // cols), f["src_n"]))
+            groups = (-(-self.n // cols), f["src_n"])
+            loops = ((self.m, f["src_m"]), (self.h, f["src_h"]), groups)
             acc = Region(f"acc{f['bank']}", f["src"], loops, 1)
             self.a = self._read(machine, machine.buffers.check(acc, "A"))
         elif self.source is Source.ROW:
@@ -124,13 +125,13 @@ class VectorStep:
         if self.param or self.add is Add.ROTATE:
             par = self._rows(machine, "param", f, "par", words, "the parameters")
             self.par = self._read(machine, par)[..., : self.n]
-        per_row = self.source is Source.STAT or self.scale in (Scale.STAT_A, Scale.STAT_B)
-        if per_row or self.add is Add.NEG_STAT_A:
+        uses_stat = self.source is Source.STAT or self.scale in (Scale.STAT_A, Scale.STAT_B)
+        if uses_stat or self.add is Add.NEG_STAT_A:
             self.stat = self._read(machine, self._rows(machine, "stat", f, "stat", 1, "statistics"))
         if self.reduce in _READS_STAT:
             # One entry for all inner rows where they are reduced together: that of inner row 0.
-            loops = ((self.m, f["stat_m"]), (1 if self.outer else self.h, f["stat_h"]))
-            entry = machine.buffers.check(Region("stat", f["stat"], loops, 1), "statistics")
+            per_row = ((self.m, f["stat_m"]), (1 if self.outer else self.h, f["stat_h"]))
+            entry = machine.buffers.check(Region("stat", f["stat"], per_row, 1), "statistics")
             self.largest = self._read(machine, entry)[..., 0]
 
     def _lay_out_results(self, machine: Machine, f: Fields) -> None:
@@ -161,6 +162,18 @@ class VectorStep:
             # The entry is written once, after the last inner row has read it.
             return Region("stat", region.start, region.loops[:1], 1).mapping
         return region.mapping
+
+    def needs(self, region: Region) -> Mask:
+        """Return which words of a source must be defined: those with valid elements (None: all)."""
+        if self.valid is None or region.name == "stat":
+            return None
+        width = self.cols if len(region.loops) == 3 else self.lanes
+        words = -(-self.n // width)
+        used = np.arange(words) * width < self.limits[:, None]  # (m, words)
+        return used[:, None, :, None] if len(region.loops) == 3 else used[:, None, :]
+
+    def first_source(self, machine: Machine) -> None:
+        """Return the source of what it takes from a FIFO: it takes nothing."""
 
     def __call__(self, machine: Machine) -> None:
         """Execute."""
