@@ -6,10 +6,17 @@ from decimal import Decimal, localcontext
 from itertools import pairwise
 from math import isqrt
 
-__all__ = ["exp2_table", "recip_table", "rsqrt_table", "segments", "sigmoid_table"]
+__all__ = ["exp2_table", "log2_e", "recip_table", "rsqrt_table", "segments", "sigmoid_table"]
 
 _DIGITS = 60
 """Decimal digits of a transcendental value: none comes nearer to a half than 1e-9, and the exact ones are exact."""
+
+
+def log2_e() -> int:
+    """Return F24(log2 e), as its 24 bits."""
+    with localcontext() as context:
+        context.prec = _DIGITS
+        return 126 << 15 | _half_up(32768 / Decimal(2).ln())  # in [1, 2): the leading one adds one to the exponent
 
 
 def recip_table() -> list[int]:
