@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from tilewright.compiler.image import LOGIT_ROWS, ModelImage
 from tilewright.compiler.layout import ceil_div
-from tilewright.compiler.llama import TOKEN_REGISTER, LlamaCompiler, Positions
+from tilewright.compiler.llama import LlamaCompiler
 from tilewright.compiler.plan import Tiling, largest_block
+from tilewright.compiler.positions import TOKEN_REGISTER, Positions
 from tilewright.model import Checkpoint, Floats
 from tilewright_hw.arch import (
     REGISTERS,

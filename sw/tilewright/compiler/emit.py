@@ -29,7 +29,7 @@ class Region:
 
     def part(self, offset: int, size: int) -> Region:
         """Return an interval inside this one."""
-        assert 0 <= offset and offset + size <= self.size, (self, offset, size)
+        assert 0 <= offset <= offset + size <= self.size, (self, offset, size)
         return Region(self.space, self.start + offset, size)
 
 

@@ -1,0 +1,150 @@
+"""The compiler's promises: tiling and configuration never change results; dependencies are complete."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tilewright.compiler.emit import Emitter, Region
+from tilewright.compiler.image import ModelImage
+from tilewright.compiler.layout import MemoryMap, pack_tiles
+from tilewright.compiler.llama import LlamaCompiler
+from tilewright.compiler.plan import Tiling, largest_block, make_plan
+from tilewright.model import Checkpoint, LlamaSpec
+from tilewright.runtime import Engine
+from tilewright_hw.arch import AcceleratorConfig, InputError, Op, Unit, assemble, disassemble
+from tilewright_sim.golden import GoldenDevice
+
+CONFIGS = {
+    **{name: AcceleratorConfig.preset(name) for name in ("default", "tiny", "edge", "large")},
+    "6x10x2": AcceleratorConfig(rows=6, cols=10, lanes=2, bus_bits=32, ingest=1),
+    "4x4 on 128 bits": AcceleratorConfig(rows=4, cols=4, lanes=2, bus_bits=128, ingest=1),
+    "16x4, ingest 4": AcceleratorConfig(rows=16, cols=4, lanes=4, bus_bits=64, ingest=4),
+}
+SHAPES = {
+    "grouped": {"dim": 24, "layers": 2, "heads": 6, "kv_heads": 2, "head_dim": 4, "ffn": 52, "vocab": 70,
+                "context": 40},
+    "odd heads": {"dim": 30, "layers": 1, "heads": 3, "kv_heads": 3, "head_dim": 10, "ffn": 33, "vocab": 65,
+                  "context": 40},
+}  # fmt: skip
+
+
+def random_checkpoint(shape: dict[str, int], seed: int = 1) -> Checkpoint:
+    spec = LlamaSpec(**shape)
+    rng = np.random.default_rng(seed)
+    tensors = {
+        name: rng.normal(0 if len(s) > 1 else 1, 0.3, s).astype(np.float32) for name, s in spec.tensor_shapes().items()
+    }
+    return Checkpoint(spec, tensors.__getitem__)
+
+
+def logits(ckpt: Checkpoint, config: AcceleratorConfig, tokens: list[int], tiling: Tiling) -> NDArray[np.float32]:
+    engine = Engine(ckpt, GoldenDevice(config, check=True), tiling)
+    return engine.feed(tokens, logits="all")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_same_logits_on_every_configuration_and_tiling(shape: str) -> None:
+    ckpt = random_checkpoint(SHAPES[shape])
+    seed = 7
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, ckpt.spec.vocab, 19).tolist()
+    expected = logits(ckpt, CONFIGS["default"], tokens, Tiling())
+    assert np.isfinite(expected).all()
+    assert expected.std() > 0.1
+    for name, config in CONFIGS.items():
+        for _ in range(2):
+            block, chunk, kv = (int(v) for v in rng.integers(1, (8, 6, 4)))
+            tiling = Tiling(block_rows=block, chunk_tiles=chunk, kv_heads=kv)
+            got = logits(ckpt, config, tokens, tiling)
+            np.testing.assert_array_equal(got, expected, err_msg=f"{name} {tiling} seed {seed}")
+
+
+def test_prefill_in_any_chunking_equals_token_by_token() -> None:
+    ckpt = random_checkpoint(SHAPES["grouped"])
+    tokens = np.random.default_rng(3).integers(0, ckpt.spec.vocab, 23).tolist()
+    images = []
+    for chunks in ([1] * 23, [23], [1, 22], [5, 11, 7], [16, 7], [22, 1]):
+        device = GoldenDevice(CONFIGS["tiny"], check=True)
+        engine = Engine(ckpt, device)
+        at = 0
+        for size in chunks:
+            last = engine.feed(tokens[at : at + size])
+            at += size
+        regions = [r for n, r in engine.image.map.regions.items() if ".keys" in n or ".values" in n or "_scales" in n]
+        cache = np.concatenate([device.read_memory(r.start, r.size) for r in regions])
+        images.append((last, cache))
+    for last, cache in images[1:]:
+        np.testing.assert_array_equal(last, images[0][0])
+        np.testing.assert_array_equal(cache, images[0][1])
+
+
+def test_a_second_sequence_is_not_touched_by_the_first() -> None:
+    ckpt = random_checkpoint(SHAPES["grouped"])
+    engine = Engine(ckpt, GoldenDevice(CONFIGS["tiny"], check=True))
+    first = engine.feed([1, 2, 3, 4, 5])
+    engine.reset()
+    engine.feed([9] * 12)
+    engine.reset()
+    np.testing.assert_array_equal(engine.feed([1, 2, 3, 4, 5]), first)
+
+
+def test_dependencies_are_found() -> None:
+    e = Emitter()
+    a, b = Region("row", 0, 8), Region("row", 8, 8)
+    e.emit(Op.LOAD, [], [a])
+    e.emit(Op.LOAD, [], [b])
+    e.emit(Op.VECTOR, [a], [])
+    e.emit(Op.VECTOR, [b], [])
+    e.emit(Op.LOAD, [], [a])
+    waits = [i.waits for i in e.program]
+    assert waits == [{}, {}, {Unit.LOAD: 2}, {Unit.LOAD: 1}, {Unit.VECTOR: 2}]
+
+
+def test_disjoint_regions_need_no_wait() -> None:
+    e = Emitter()
+    e.emit(Op.LOAD, [], [Region("row", 0, 8)])
+    e.emit(Op.VECTOR, [Region("row", 8, 8)], [])
+    assert e.program[1].waits == {}
+
+
+def test_program_survives_the_disassembler() -> None:
+    image = ModelImage(LlamaSpec(**SHAPES["grouped"]), CONFIGS["edge"])
+    for program in (LlamaCompiler(image).decode(), LlamaCompiler(image).prefill(3, 9, "all")):
+        assert assemble(disassemble(program)) == program
+
+
+def test_largest_block_fits_and_one_more_does_not() -> None:
+    spec, config = LlamaSpec(**SHAPES["grouped"]), CONFIGS["tiny"]
+    block = largest_block(spec, config, 40, Tiling())
+    make_plan(spec, config, block, 40, Tiling())
+    assert 1 < block <= 40
+
+
+def test_a_context_that_does_not_fit_is_refused() -> None:
+    spec = LlamaSpec(**SHAPES["grouped"] | {"context": 60000})
+    with pytest.raises(InputError, match=r"acc_rows is 256"):
+        LlamaCompiler(ModelImage(spec, CONFIGS["tiny"])).decode()
+
+
+def test_a_long_reduction_is_refused() -> None:
+    spec = LlamaSpec(**SHAPES["grouped"] | {"ffn": 131072})
+    with pytest.raises(InputError, match="reduction must be at most 131071 long, not 131072"):
+        ModelImage(spec, CONFIGS["default"])
+
+
+def test_memory_regions_do_not_cross_the_reach_of_a_base_register() -> None:
+    memory = MemoryMap()
+    memory.add("a", (1 << 32) - 100)
+    assert memory.add("b", 200).start == 1 << 32
+
+
+def test_tiles_hold_inputs_by_outputs() -> None:
+    config = CONFIGS["6x10x2"]
+    q = np.random.default_rng(0).integers(-127, 128, (13, 20)).astype(np.int8)
+    tiles = pack_tiles(q, config).view(np.int8)
+    assert tiles.shape == (2, 4, 6, 12)
+    assert tiles[1, 2, 3, 1] == q[11, 15]
+    assert not tiles[..., 10:].any()
+    assert not tiles[1, :, :, 3:].any()
