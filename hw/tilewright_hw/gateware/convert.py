@@ -16,7 +16,7 @@ __all__ = ["FloatConverter", "load_float"]
 def load_float(raw):
     """Return the F24 that is loaded from the upper 24 bits of a float32 (docs/numerics.md, Load)."""
     exponent = raw[15:23]
-    largest = Cat(Const(-1, 15), Const(254, 8), raw[23])
+    largest = Cat(Const(0x7FFF, 15), Const(254, 8), raw[23])
     return Mux(exponent.all(), largest, Mux(exponent.any(), raw, 0))
 
 
