@@ -33,14 +33,18 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.temperature) and self.temperature >= 0):
+        if not _is_number(self.temperature) or not 0 <= self.temperature < float("inf"):
             raise InputError(f"temperature must be a number from 0 on, not {self.temperature!r}")
         if not isinstance(self.top_k, int) or self.top_k < 0:
             raise InputError(f"top_k must be an integer from 0 on, not {self.top_k!r}")
-        if not 0 < self.top_p <= 1:
+        if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise InputError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
         if not isinstance(self.seed, int) or self.seed < 0:
             raise InputError(f"seed must be an integer from 0 on, not {self.seed!r}")
+
+
+def _is_number(x: object) -> bool:
+    return isinstance(x, (int, float, np.number))
 
 
 class Sampler:
