@@ -52,13 +52,21 @@ class Op(enum.IntEnum):
     """Opcodes. Those below 16 are the sequencer's own."""
 
     NOP = 0
+    """Waits for its dependencies and does nothing."""
     END = 1
+    """Waits until all units are idle and all queues empty, and ends the program: done, interrupt."""
     LDREGS = 2
+    """Loads the sequencer's registers from memory."""
     WEIGHT = 16
+    """Reads weight tiles from memory into the weight FIFO."""
     LOAD = 17
+    """Reads strided runs from memory into the stream FIFO or into a buffer."""
     MATMUL = 18
+    """Multiplies rows of the activation buffer by tiles of a FIFO, into accumulators."""
     VECTOR = 19
+    """Works on rows element by element, and reduces each row to a statistics entry."""
     STORE = 20
+    """Writes the vector unit's store stream to memory, strided."""
 
 
 UNIT_OF: dict[Op, Unit] = {
@@ -87,7 +95,9 @@ class LoadFormat(enum.IntEnum):
     """Format in memory of what goes to the row and the parameter buffer."""
 
     FP32 = 0
+    """float32; the low eight bits are dropped."""
     BF16 = 1
+    """bfloat16."""
 
 
 class Source(enum.IntEnum):
@@ -106,7 +116,9 @@ class Scale(enum.IntEnum):
 
     NONE = 0
     STAT_A = 1
+    """Field a of the row's statistics entry."""
     STAT_B = 2
+    """Field b of the row's statistics entry."""
     CONST = 3
     """The constant const1."""
 
@@ -120,7 +132,7 @@ class Add(enum.IntEnum):
     NEG_STAT_A = 2
     """Minus field a of the row's statistics entry."""
     ROTATE = 3
-    """RoPE over element pairs (see docs/numerics.md); replaces both multipliers."""
+    """RoPE over element pairs (docs/numerics.md); replaces both multipliers: `scale` and `param` are 0, n is even."""
 
 
 class Func(enum.IntEnum):
@@ -130,6 +142,7 @@ class Func(enum.IntEnum):
     EXP2 = 1
     """2**x for x <= 0."""
     SIGMOID = 2
+    """1 / (1 + e**-x)."""
     TABLE = 3
     """Reserved for a loadable table."""
 
@@ -141,7 +154,7 @@ class Mul(enum.IntEnum):
     SELF = 1
     """x3, the function's own argument: SIGMOID with SELF is SiLU."""
     ROW = 2
-    """The row buffer's second operand (only when A is not ROW and the adder does not use it)."""
+    """The row buffer's second operand (only when A is not ROW and `add` is not ROW)."""
 
 
 class Reduce(enum.IntEnum):
@@ -166,6 +179,7 @@ class Dest(enum.IntEnum):
     """Where the vector unit's results go."""
 
     NONE = 0
+    """Nowhere: only the reduction counts."""
     ROW = 1
     """Row buffer, as floats."""
     ACT = 2
@@ -184,8 +198,11 @@ class Element(enum.IntEnum):
     """Element size of STORE, log2 of bytes."""
 
     INT8 = 0
+    """One byte: what STORE_INT8 gives."""
     BF16 = 1
+    """Two bytes: what STORE_BF16 gives."""
     FP32 = 2
+    """Four bytes: what STORE_FP32 and STORE_RAW give."""
 
 
 @dataclass(frozen=True)
@@ -207,9 +224,7 @@ class Field:
         return (1 << self.width) - 1
 
 
-def _f(
-    name: str, word: int, lsb: int, width: int, doc: str, enum_: type[enum.IntEnum] | None = None
-) -> Field:
+def _f(name: str, word: int, lsb: int, width: int, doc: str, enum_: type[enum.IntEnum] | None = None) -> Field:
     return Field(name, word, lsb, width, doc, enum_)
 
 
@@ -355,9 +370,7 @@ class Instruction:
         words[0] = int(self.op)
         for unit, distance in self.waits.items():
             if not 0 <= distance <= MAX_WAIT:
-                raise InstructionError(
-                    f"{self.op.name}: wait on {unit.name} must be 0 to {MAX_WAIT}, not {distance}"
-                )
+                raise InstructionError(f"{self.op.name}: wait on {unit.name} must be 0 to {MAX_WAIT}, not {distance}")
             words[0] |= distance << (8 + 4 * unit)
         known = {f.name: f for f in FIELDS[self.op]}
         for name, value in self.fields.items():
@@ -368,18 +381,12 @@ class Instruction:
                 raise InstructionError(f"{self.op.name}.{name} must be 0 to {f.mask}, not {value}")
             words[f.word] |= int(value) << f.lsb
         if len(self.patches) > PATCHES:
-            raise InstructionError(
-                f"{self.op.name}: at most {PATCHES} patches, not {len(self.patches)}"
-            )
+            raise InstructionError(f"{self.op.name}: at most {PATCHES} patches, not {len(self.patches)}")
         for i, (name, register) in enumerate(self.patches):
             if name not in known or known[name].lsb != 0:
-                raise InstructionError(
-                    f"{self.op.name}.{name} cannot be patched: it must start at bit 0 of its word"
-                )
+                raise InstructionError(f"{self.op.name}.{name} cannot be patched: it must start at bit 0 of its word")
             if not 0 <= register < REG_COUNT:
-                raise InstructionError(
-                    f"{self.op.name}: register must be 0 to {REG_COUNT - 1}, not {register}"
-                )
+                raise InstructionError(f"{self.op.name}: register must be 0 to {REG_COUNT - 1}, not {register}")
             words[1 + i // 2] |= (known[name].word | register << 4) << (16 * (i % 2))
         return struct.pack("<16I", *words)
 
@@ -485,8 +492,5 @@ def _parse_words(words: list[str], comment: str) -> Instruction:
 
 def disassemble(data: bytes) -> str:
     """Return assembly text that `assemble` turns back into the same bytes."""
-    lines = (
-        format_instruction(Instruction.decode(data[i : i + BYTES]))
-        for i in range(0, len(data), BYTES)
-    )
+    lines = (format_instruction(Instruction.decode(data[i : i + BYTES])) for i in range(0, len(data), BYTES))
     return "\n".join(lines) + "\n"

@@ -17,6 +17,7 @@ class ErrorCode(enum.IntEnum):
     """Why the accelerator stopped (register ERROR)."""
 
     NONE = 0
+    """No error."""
     ILLEGAL_OPCODE = 1
     """An opcode the sequencer does not know."""
     ILLEGAL_FIELD = 2
@@ -28,6 +29,16 @@ class ErrorCode(enum.IntEnum):
 
 
 @dataclass(frozen=True)
+class Bits:
+    """A part of a register: `width` bits from bit `lsb` on."""
+
+    name: str
+    lsb: int
+    width: int
+    doc: str
+
+
+@dataclass(frozen=True)
 class Register:
     """One register: byte address, access ('ro', 'rw', 'w1c' write one to clear, 'wo') and meaning."""
 
@@ -35,6 +46,60 @@ class Register:
     address: int
     access: str
     doc: str
+
+    @property
+    def bits(self) -> tuple[Bits, ...]:
+        """Its parts, if it has any."""
+        return _BITS.get(self.name, ())
+
+    @property
+    def reset(self) -> int | None:
+        """Value after reset; None if it follows from the configuration."""
+        if self.name in _FROM_CONFIG:
+            return None
+        return {"IDENTITY": IDENTITY, "VERSION": VERSION}.get(self.name, 0)
+
+
+_FROM_CONFIG = ("SHAPE", "CAPACITY", "CAPACITY2")
+_BITS: dict[str, tuple[Bits, ...]] = {
+    "VERSION": (
+        Bits("patch", 0, 8, "Patch version."),
+        Bits("minor", 8, 8, "Minor version: grows with what is added."),
+        Bits("major", 16, 8, "Major version: grows where a driver must change."),
+    ),
+    "SHAPE": (
+        Bits("rows", 0, 8, "Rows R of the array."),
+        Bits("cols", 8, 8, "Columns C of the array."),
+        Bits("lanes", 16, 8, "Lanes L of the vector unit."),
+        Bits("bus_bytes", 24, 8, "Bytes B of the data bus."),
+    ),
+    "CAPACITY": (
+        Bits("acc_rows", 0, 8, "log2 of the accumulator rows of a bank."),
+        Bits("act_words", 8, 8, "log2 of the words of the activation buffer."),
+        Bits("row_words", 16, 8, "log2 of the words of the row buffer."),
+        Bits("param_words", 24, 8, "log2 of the words of the parameter buffer."),
+    ),
+    "CAPACITY2": (
+        Bits("stat_entries", 0, 8, "log2 of the statistics entries."),
+        Bits("ingest", 8, 8, "Weight rows g that enter the array per cycle (not a logarithm)."),
+    ),
+    "CONTROL": (Bits("start", 0, 1, "Write 1 to start; ignored while a program runs or an error stands."),),
+    "STATUS": (
+        Bits("busy", 0, 1, "A program runs."),
+        Bits("done", 1, 1, "The last program that was started has come to its END."),
+        Bits("error", 2, 1, "An error stands: see ERROR."),
+    ),
+    "ERROR": (Bits("code", 0, 8, "Error code, see below."),),
+    "IRQ_ENABLE": (
+        Bits("done", 0, 1, "Interrupt when a program is done."),
+        Bits("error", 1, 1, "Interrupt on an error."),
+    ),
+    "IRQ_STATUS": (
+        Bits("done", 0, 1, "A program has ended; write 1 to clear."),
+        Bits("error", 1, 1, "An error was seen; write 1 to clear."),
+    ),
+}
+"""The parts of those registers that have any, in order."""
 
 
 def _map() -> dict[str, Register]:
