@@ -32,7 +32,8 @@ class AxiMemory:
     """Bytes from `origin` on. Accesses that touch `broken` (a range of addresses) answer SLVERR.
 
     `stall` is the share of cycles in which a channel that could go does not. `latency` counts the cycles from an
-    address to its first data, or from the last data to the response. Cycle numbers of transfers are recorded.
+    address to its first data, or from the last data to the response. With `wait_for_data` a write address is not taken
+    before data is offered. Cycle numbers of transfers are recorded.
     """
 
     def __init__(
@@ -47,11 +48,12 @@ class AxiMemory:
         burst_beats=256,
         limit=64,
         broken=range(0),
+        wait_for_data=False,
     ):
         self.data = bytearray(random.Random(seed).randbytes(size))
         self.bus_bytes, self.origin, self.latency, self.stall = bus_bytes, origin, latency, stall
         self.burst_beats, self.limit, self.broken = burst_beats, limit, broken
-        self.seed = seed
+        self.seed, self.wait_for_data = seed, wait_for_data
         self.read_times, self.address_times, self.write_times = [], [], []
         self.bursts = []
         self.written = {}
@@ -101,9 +103,10 @@ class AxiMemory:
             rng = random.Random(self.seed + 2)
             held_aw, held_w = Held("AW"), Held("W")
             addresses, answers = deque(), deque()
-            cycle, answering, outstanding, done = 0, False, 0, 0
+            cycle, answering, outstanding, done, w = 0, False, 0, 0, 0
             while True:
                 aw_ready, w_ready = rng.random() >= self.stall, rng.random() >= self.stall
+                aw_ready = aw_ready and (w or not self.wait_for_data)
                 w_ready = w_ready and bool(addresses)
                 ctx.set(bus.awready, aw_ready)
                 ctx.set(bus.wready, w_ready)

@@ -30,7 +30,7 @@ class Command:
     n: int
     m: int = 1
     h: int = 1
-    run: int = 65535
+    run: int = 1024  # in the tests below: one run per row, aligned to the bus word
     element: Element = Element.FP32
     offset: int = 0
     stride_m: int = 0
@@ -68,6 +68,7 @@ class Bench:
     stall: float = 0.0
     seed: int = 0
     broken: range = range(0)
+    wait_for_data: bool = False
     done: int = 0
     error: int = 0
 
@@ -84,6 +85,7 @@ class Bench:
             burst_beats=self.config.burst_beats,
             limit=self.config.writes_in_flight,
             broken=self.broken,
+            wait_for_data=self.wait_for_data,
         )
         self.bases = [ORIGIN + 4096 * i for i in range(8)]
         self.words, self.want, self.bytes = [], {}, []
@@ -173,7 +175,7 @@ RATES = {
     "fp32, small bus": ("tiny", Command(100, 2, stride_m=400), 200, 199),
     "scattered bytes": ("default", Command(64, 2, run=1, element=Element.INT8, stride_run=16, stride_m=1), 128, 127),
     "scattered pairs": ("default", Command(96, run=2, element=Element.INT8, stride_run=64), 48, 47),
-    "one element per row": ("default", Command(1, 8, 8, element=Element.BF16, stride_m=64, stride_h=2), 64, 63),
+    "one element per row": ("default", Command(1, 8, 8, 1, Element.BF16, stride_m=64, stride_h=2), 64, 63),
 }
 
 
@@ -199,3 +201,8 @@ def test_next_command_follows_without_waiting_for_answers():
     commands = [Command(64, offset=1024 * i) for i in range(6)]
     times = Bench(AcceleratorConfig(), commands, latency=60).run().memory.write_times
     assert times[-1] - times[0] == 6 * 16 - 1
+
+
+def test_slave_that_takes_addresses_after_it_sees_data():
+    commands = [Command(200, 2, stride_m=1024), Command(16, 1, run=1, element=Element.INT8, stride_run=64)]
+    assert Bench(AcceleratorConfig(), commands, stall=0.2, wait_for_data=True).run().error == 0
