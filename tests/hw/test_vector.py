@@ -9,16 +9,28 @@ from functools import partial
 import pytest
 from amaranth.sim import Simulator
 from streams import Stall
-from vector_model import Buffers, execute, fraction, random_float
+from vector_model import (
+    LOADED,
+    ONES,
+    RESULTS,
+    SOURCES,
+    Buffers,
+    execute,
+    fraction,
+    random_float,
+    random_integer,
+    random_vector,
+    seed_statistics,
+    show,
+    vector,
+)
 
 from tilewright_hw.arch import PRESETS, AcceleratorConfig
-from tilewright_hw.arch.isa import FIELDS, Add, Dest, Func, Mul, Op, Reduce, Scale, Source
+from tilewright_hw.arch.isa import Add, Dest, Mul, Scale, Source
 from tilewright_hw.gateware.vector import VectorUnit
 
 SEED = 20261123
-TINY = replace(
-    PRESETS["tiny"], acc_rows=64, act_words=64, row_words=256, param_words=64, stat_entries=64
-)
+TINY = replace(PRESETS["tiny"], acc_rows=64, act_words=64, row_words=256, param_words=64, stat_entries=64)
 CONFIGS = {
     "4x4x2": TINY,
     "8x8x4": replace(TINY, rows=8, cols=8, lanes=4),
@@ -26,13 +38,6 @@ CONFIGS = {
     "4x4x4": replace(TINY, lanes=4),
     "8x16x8": replace(TINY, rows=8, cols=16, lanes=8),
 }
-LOADED, SOURCES, RESULTS, ONES = range(0, 64), range(0, 160), range(70, 255), 255
-"""Row-buffer words: loaded beside instructions, read by them, written by them (from 70 on in place), a word of ones."""
-
-
-def vector(**fields: int) -> dict[str, int]:
-    """Return all fields of a VECTOR; one row of all its elements unless told otherwise."""
-    return {f.name: 0 for f in FIELDS[Op.VECTOR]} | {"n": 1, "m": 1, "h": 1, "limit": 65535} | fields
 
 
 class Bench:
@@ -53,14 +58,10 @@ class Bench:
         self.latency: list[int] = []
         self.loads = {"row": [], "param": []}
         self.model.acc = {
-            (bank, row): [self.random_int() for _ in range(config.cols)]
+            (bank, row): [random_integer(self.rng) for _ in range(config.cols)]
             for bank in range(2)
             for row in range(64)
         }
-
-    def random_int(self) -> int:
-        bits = self.rng.choice([1, 8, 15, 20, 24, 31])
-        return self.rng.choice([0, 1, -1, -(1 << 31), self.rng.getrandbits(bits), -self.rng.getrandbits(bits)])
 
     def load(self, name: str, address: int, word: list[int]) -> None:
         """Have a word loaded beside the next instruction, which must not use it."""
@@ -118,8 +119,8 @@ class Bench:
     def _cut(self, words, n):
         lanes = self.config.lanes
         per_row = -(-n // lanes)
-        rows = [sum(words[i : i + per_row], []) for i in range(0, len(words), per_row)]
-        return [row[:n] for row in rows]
+        rows = [words[i : i + per_row] for i in range(0, len(words), per_row)]
+        return [[x for word in row for x in word][:n] for row in rows]
 
     async def _accumulators(self, ctx):
         dut, zeros = self.dut, [0] * self.config.cols
@@ -140,12 +141,10 @@ class Bench:
     async def _consume(self, ctx):
         stream, stall = self.dut.o_store, Stall(self.rng.random(), self.stall)
         while True:
-            ctx.set(stream.ready, 0)
-            for _ in range(stall.cycles()):
-                await ctx.tick()
-            ctx.set(stream.ready, 1)
-            (word,) = await ctx.tick().sample(stream.payload).until(stream.valid)
-            self.store.append(list(word))
+            ctx.set(stream.ready, not stall.cycles())
+            *_, valid, ready, word = await ctx.tick().sample(stream.valid, stream.ready, stream.payload)
+            if valid and ready:
+                self.store.append(list(word))
 
     async def _load(self, ctx, name):
         stream = getattr(self.dut, f"i_{name}")
@@ -194,102 +193,13 @@ class Bench:
         ]
 
 
-def show(fields: dict[str, int]) -> str:
-    """Return the fields that are not zero, enumerations by name."""
-    enums = {f.name: f.enum for f in FIELDS[Op.VECTOR]}
-    return " ".join(f"{k}={enums[k](v).name if enums[k] else v}" for k, v in fields.items() if v)
-
-
-def seed_statistics(bench: Bench) -> list[dict[str, int]]:
-    """Instructions that give all 64 statistics entries values in both fields."""
-    rows = vector(n=bench.config.lanes, m=64, source=Source.ROW, src_m=1, red_m=1)
-    scale = rows | {"reduce": Reduce.QSCALE, "const1": fraction(0.37) << 8}
-    return [scale, rows | {"m": 8, "src": 64, "reduce": Reduce.MAX, "red": 3, "red_m": 7}]
-
-
-def steps(rng, width, m, h):
-    """Return strides (m, h) of rows of `width` words that do not overlap."""
-    gap = rng.choice([0, 0, 1])
-    if rng.random() < 0.7:
-        return (width + gap) * h, width + gap
-    return width + gap, (width + gap) * m
-
-
-def random_vector(rng, config) -> dict[str, int]:
-    """Return a random legal instruction, within the regions that the bench sets up."""
-    lanes = config.lanes
-    f = vector(m=rng.choice([1, 1, 2, 3]), h=rng.choice([1, 1, 2, 3]))
-    f["source"] = rng.choice([Source.ACC, Source.ACC, Source.ROW, Source.ROW, Source.STAT])
-    f["n"] = rng.choice([1, 2, lanes, lanes + 1, rng.randint(1, 4 * max(config.rows, lanes))])
-    f["n"] = min(f["n"], 5 * lanes)
-    if rng.random() < 0.2:  # raw
-        f |= {"source": Source.ACC, "dest": Dest.STORE_RAW}
-    else:
-        random_path(rng, f)
-    if f["source"] == Source.STAT:
-        f["n"] = 1
-    if f["add"] == Add.ROTATE:
-        f["n"] += f["n"] % 2
-    if rng.random() < 0.4 and f["dest"] != Dest.STORE_RAW:
-        f |= {"limit": rng.randint(0, f["n"] + 1), "causal": rng.randint(0, 1)}
-    random_regions(rng, config, f)
-    return f
-
-
-def random_path(rng, f):
-    f["scale"] = rng.choice(list(Scale))
-    f["param"] = rng.randint(0, 1)
-    f["add"] = rng.choice(list(Add) + [Add.NONE])
-    f["func"] = rng.choice([Func.NONE, Func.NONE, Func.EXP2, Func.SIGMOID])
-    f["mul"] = rng.choice([Mul.NONE, Mul.NONE, Mul.SELF, Mul.ROW])
-    f["reduce"] = rng.choice([Reduce.NONE, *Reduce])
-    f["reduce_outer"], f["scale16"] = rng.randint(0, 1), rng.randint(0, 1)
-    f["dest"] = rng.choice([d for d in Dest if d != Dest.STORE_RAW])
-    if f["source"] == Source.ROW and f["add"] == Add.ROW:
-        f["add"] = Add.NONE
-    if f["mul"] == Mul.ROW and (f["source"] == Source.ROW or f["add"] == Add.ROW):
-        f["mul"] = Mul.NONE
-    if f["add"] == Add.ROTATE:
-        if f["source"] == Source.STAT:
-            f["source"] = Source.ACC
-        f |= {"scale": Scale.NONE, "param": 0}
-    f["const1"] = random_float(rng) << 8
-    f["const2"] = (random_float(rng) & 0x7FFFFF) >> 8
-
-
-def random_regions(rng, config, f):
-    words = -(-f["n"] // config.lanes)
-    m, h = f["m"], f["h"]
-    if f["source"] == Source.ACC:
-        f |= {"src": rng.randrange(20), "src_n": rng.randrange(8)}
-        f |= {"bank": rng.randint(0, 1), "src_m": rng.randrange(8), "src_h": rng.randrange(6)}
-    elif f["source"] == Source.ROW:
-        f["src"] = rng.choice([rng.randrange(64), rng.randrange(64, 90)])
-        f["src_m"], f["src_h"] = rng.choice([(0, words), (0, 0), steps(rng, words, m, h)])
-    f |= {"row": rng.randrange(80), "row_m": rng.randrange(8), "row_h": rng.randrange(8)}
-    f |= {"par": rng.randrange(24), "par_m": rng.randrange(10), "par_h": rng.randrange(10)}
-    f["dst"] = 160 + rng.randrange(16)
-    f["dst_m"], f["dst_h"] = steps(rng, words, m, h)
-    if f["dest"] == Dest.ROW and f["source"] == Source.ROW and rng.random() < 0.4:  # in place
-        f |= {"src": 70, "src_m": f["dst_m"], "src_h": f["dst_h"], "dst": 70}
-    if f["dest"] == Dest.ACT:
-        f["dst"] = rng.randrange(8)
-        f["dst_m"], f["dst_h"] = steps(rng, -(-f["n"] // config.rows), m, h)
-    f["stat_m"], f["stat_h"] = rng.choice([(1, m), (h, 1), (3, 0), (0, 0), (0, 1)])
-    f["stat"] = rng.randrange(32)
-    f["red_m"], f["red_h"] = rng.choice([(1, m), (h, 1)])
-    f["red"] = rng.randrange(44, 48)
-    if (f["stat_m"], f["stat_h"]) == (f["red_m"], f["red_h"]) and not f["reduce_outer"]:
-        f["red"] = rng.choice([f["red"], f["stat"]])  # in place
-
-
 def run_random(config, count, seed, stall):
     bench = Bench(config, seed, stall)
     rng = bench.rng
 
     def instruction():
         f = random_vector(rng, config)
-        reads = f["source"] == Source.ROW and f["src"] < 64 or f["add"] == Add.ROW or f["mul"] == Mul.ROW
+        reads = (f["source"] == Source.ROW and f["src"] < 64) or f["add"] == Add.ROW or f["mul"] == Mul.ROW
         if not reads:
             for address in rng.sample(LOADED, rng.randrange(8)):
                 bench.load("row", address, bench.word(rng.choice([2, 6, 40])))
@@ -299,7 +209,7 @@ def run_random(config, count, seed, stall):
     body = [instruction] * count
     chunk = 15
     body = [s for i in range(0, count, chunk) for s in [*body[i : i + chunk], *checks]]
-    bench.run(bench.fill, bench.wait_loads, *seed_statistics(bench), *body)
+    bench.run(bench.fill, bench.wait_loads, *seed_statistics(config), *body)
     return bench
 
 

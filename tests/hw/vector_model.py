@@ -1,4 +1,4 @@
-"""A VECTOR instruction straight from docs/numerics.md and docs/architecture.md, in exact arithmetic, element by element.
+"""A VECTOR instruction straight from docs/numerics.md and docs/architecture.md, element by element in exact numbers.
 
 Nothing here is shared with the golden model or the gateware.
 """
@@ -11,7 +11,21 @@ from fractions import Fraction
 import f24
 
 from tilewright_hw.arch import AcceleratorConfig
-from tilewright_hw.arch.isa import Add, Dest, Func, Mul, Reduce, Scale, Source
+from tilewright_hw.arch.isa import FIELDS, Add, Dest, Func, Mul, Op, Reduce, Scale, Source
+
+LOADED, SOURCES, RESULTS, ONES = range(0, 64), range(0, 160), range(70, 255), 255
+"""Row-buffer words: loaded beside instructions, read by them, written by them (from 70 on in place), a word of ones."""
+
+
+def vector(**fields: int) -> dict[str, int]:
+    """Return all fields of a VECTOR; one row of all its elements unless told otherwise."""
+    return {f.name: 0 for f in FIELDS[Op.VECTOR]} | {"n": 1, "m": 1, "h": 1, "limit": 65535} | fields
+
+
+def show(fields: dict[str, int]) -> str:
+    """Return the fields that are not zero, enumerations by name."""
+    enums = {f.name: f.enum for f in FIELDS[Op.VECTOR]}
+    return " ".join(f"{k}={enums[k](v).name if enums[k] else v}" for k, v in fields.items() if v)
 
 
 @dataclass
@@ -151,3 +165,92 @@ def random_float(rng, spread: int = 6) -> int:
 def fraction(x: float) -> int:
     """Return the F24 nearest to x."""
     return f24.encode(Fraction(x))
+
+
+def random_integer(rng) -> int:
+    """Return an int32 of any size."""
+    magnitude = rng.getrandbits(rng.choice([1, 8, 15, 20, 24, 31]))
+    return rng.choice([0, 1, -1, -(1 << 31), magnitude, -magnitude])
+
+
+def seed_statistics(config: AcceleratorConfig) -> list[dict[str, int]]:
+    """Instructions that give all 64 statistics entries values in both fields."""
+    rows = vector(n=config.lanes, m=64, source=Source.ROW, src_m=1, red_m=1)
+    scale = rows | {"reduce": Reduce.QSCALE, "const1": fraction(0.37) << 8}
+    return [scale, rows | {"m": 8, "src": 64, "reduce": Reduce.MAX, "red": 3, "red_m": 7}]
+
+
+def steps(rng, width, m, h):
+    """Return strides (m, h) of rows of `width` words that do not overlap."""
+    gap = rng.choice([0, 0, 1])
+    if rng.random() < 0.7:
+        return (width + gap) * h, width + gap
+    return width + gap, (width + gap) * m
+
+
+def random_vector(rng, config) -> dict[str, int]:
+    """Return a random legal instruction, within the regions that the bench sets up."""
+    lanes = config.lanes
+    f = vector(m=rng.choice([1, 1, 2, 3]), h=rng.choice([1, 1, 2, 3]))
+    f["source"] = rng.choice([Source.ACC, Source.ACC, Source.ROW, Source.ROW, Source.STAT])
+    f["n"] = rng.choice([1, 2, lanes, lanes + 1, rng.randint(1, 4 * max(config.rows, lanes))])
+    f["n"] = min(f["n"], 5 * lanes)
+    if rng.random() < 0.2:  # raw
+        f |= {"source": Source.ACC, "dest": Dest.STORE_RAW}
+    else:
+        random_path(rng, f)
+    if f["source"] == Source.STAT:
+        f["n"] = 1
+    if f["add"] == Add.ROTATE:
+        f["n"] += f["n"] % 2
+    if rng.random() < 0.4 and f["dest"] != Dest.STORE_RAW:
+        f |= {"limit": rng.randint(0, f["n"] + 1), "causal": rng.randint(0, 1)}
+    random_regions(rng, config, f)
+    return f
+
+
+def random_path(rng, f):
+    f["scale"] = rng.choice(list(Scale))
+    f["param"] = rng.randint(0, 1)
+    f["add"] = rng.choice(list(Add) + [Add.NONE])
+    f["func"] = rng.choice([Func.NONE, Func.NONE, Func.EXP2, Func.SIGMOID])
+    f["mul"] = rng.choice([Mul.NONE, Mul.NONE, Mul.SELF, Mul.ROW])
+    f["reduce"] = rng.choice([Reduce.NONE, *Reduce])
+    f["reduce_outer"], f["scale16"] = rng.randint(0, 1), rng.randint(0, 1)
+    f["dest"] = rng.choice([d for d in Dest if d != Dest.STORE_RAW])
+    if f["source"] == Source.ROW and f["add"] == Add.ROW:
+        f["add"] = Add.NONE
+    if f["mul"] == Mul.ROW and (f["source"] == Source.ROW or f["add"] == Add.ROW):
+        f["mul"] = Mul.NONE
+    if f["add"] == Add.ROTATE:
+        if f["source"] == Source.STAT:
+            f["source"] = Source.ACC
+        f |= {"scale": Scale.NONE, "param": 0}
+    f["const1"] = random_float(rng) << 8
+    f["const2"] = (random_float(rng) & 0x7FFFFF) >> 8
+
+
+def random_regions(rng, config, f):
+    words = -(-f["n"] // config.lanes)
+    m, h = f["m"], f["h"]
+    if f["source"] == Source.ACC:
+        f |= {"src": rng.randrange(20), "src_n": rng.randrange(8)}
+        f |= {"bank": rng.randint(0, 1), "src_m": rng.randrange(8), "src_h": rng.randrange(6)}
+    elif f["source"] == Source.ROW:
+        f["src"] = rng.choice([rng.randrange(64), rng.randrange(64, 90)])
+        f["src_m"], f["src_h"] = rng.choice([(0, words), (0, 0), steps(rng, words, m, h)])
+    f |= {"row": rng.randrange(80), "row_m": rng.randrange(8), "row_h": rng.randrange(8)}
+    f |= {"par": rng.randrange(24), "par_m": rng.randrange(10), "par_h": rng.randrange(10)}
+    f["dst"] = 160 + rng.randrange(16)
+    f["dst_m"], f["dst_h"] = steps(rng, words, m, h)
+    if f["dest"] == Dest.ROW and f["source"] == Source.ROW and rng.random() < 0.4:  # in place
+        f |= {"src": 70, "src_m": f["dst_m"], "src_h": f["dst_h"], "dst": 70}
+    if f["dest"] == Dest.ACT:
+        f["dst"] = rng.randrange(8)
+        f["dst_m"], f["dst_h"] = steps(rng, -(-f["n"] // config.rows), m, h)
+    f["stat_m"], f["stat_h"] = rng.choice([(1, m), (h, 1), (3, 0), (0, 0), (0, 1)])
+    f["stat"] = rng.randrange(32)
+    f["red_m"], f["red_h"] = rng.choice([(1, m), (h, 1)])
+    f["red"] = rng.randrange(44, 48)
+    if (f["stat_m"], f["stat_h"]) == (f["red_m"], f["red_h"]) and not f["reduce_outer"]:
+        f["red"] = rng.choice([f["red"], f["stat"]])  # in place

@@ -5,7 +5,7 @@ together, and nothing is delayed to keep step. `TokenPath` gives every stage the
 data, which is when a memory has to be read for it.
 """
 
-from amaranth import *
+from amaranth import Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
 

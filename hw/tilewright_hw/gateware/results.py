@@ -1,6 +1,6 @@
 """Where the vector unit's results go: which elements are valid, and the way to the buffers and the store stream."""
 
-from amaranth import *
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -50,9 +50,9 @@ class ValidLanes(wiring.Component):
     load : In(1)
         An instruction starts.
     n, limit : In(16)
-        Its operands: `limit` with `load`, `n` also while it runs.
+        Elements of a row, and valid ones of the first outer row. Taken at `load`.
     causal : In(1)
-        The limit grows with each outer row.
+        The limit grows with each outer row. Taken at `load`.
     token : In(Token)
         A word comes.
     keep : Out(lanes)
@@ -75,11 +75,12 @@ class ValidLanes(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         bound, left = Signal(16), Signal(16)  # of this outer row, and from this word on
+        n, causal = Signal(16), Signal()
         grown = Signal(16)
         smaller = Mux(self.limit < self.n, self.limit, self.n)
-        m.d.comb += grown.eq(bound + (self.causal & (bound != self.n)))
+        m.d.comb += grown.eq(bound + (causal & (bound != n)))
         with m.If(self.load):
-            m.d.sync += [bound.eq(smaller), left.eq(smaller)]
+            m.d.sync += [bound.eq(smaller), left.eq(smaller), n.eq(self.n), causal.eq(self.causal)]
         with m.Elif(self.token.valid):
             m.d.sync += self.keep.eq(Cat(left > lane for lane in range(self.lanes)))
             m.d.sync += left.eq(Mux(left > self.lanes, left - self.lanes, 0))

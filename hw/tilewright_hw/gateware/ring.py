@@ -1,6 +1,6 @@
 """A value that waits for the stage that needs it, in a small memory instead of a delay line."""
 
-from amaranth import *
+from amaranth import Module
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -41,9 +41,7 @@ class Ring(wiring.Component):
         self.shape = shape
         self.depth = depth
         self.transparent = transparent
-        super().__init__(
-            {"put": In(1), "put_data": In(shape), "take": In(1), "data": Out(shape)}
-        )
+        super().__init__({"put": In(1), "put_data": In(shape), "take": In(1), "data": Out(shape)})
 
     def elaborate(self, platform):
         m = Module()

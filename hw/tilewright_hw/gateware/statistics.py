@@ -1,6 +1,6 @@
 """The statistics of rows: entries (a, b) that one instruction's reductions write and later ones read."""
 
-from amaranth import *
+from amaranth import Module, Mux, Signal
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2

@@ -1,6 +1,6 @@
 """The vector unit: row operations on accumulators and row buffer, L elements per cycle."""
 
-from amaranth import *
+from amaranth import Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import enum, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -109,8 +109,8 @@ class VectorUnit(wiring.Component):
         self._issue(m, command, load, path)
         self._read_buffers(m, command, load, row_use)
         integers = self._read_accumulators(m, command, load)
-        lanes = self._build_lanes(m, path, integers)
-        self._write(m, command, load, integers, lanes)
+        lanes = self._build_lanes(m, command, path, integers)
+        self._write(m, load, integers, lanes)
         self._reduce(m, command, lanes)
         for block in (m.submodules.results, m.submodules.statistics):
             m.d.comb += [block.load.eq(load), block.next.eq(self.cmd.payload)]
@@ -247,7 +247,7 @@ class VectorUnit(wiring.Component):
             param_address.step.eq(1),
             param_address.token.eq(tokens.param),
             param.addr.eq(param_address.addr),
-            param.en.eq(tokens.param.valid & m.submodules.tokens.path.mul2),
+            param.en.eq(tokens.param.valid & tokens.path.mul2),
         ]
         with m.Switch(row_use):
             for use, token in (
@@ -260,7 +260,7 @@ class VectorUnit(wiring.Component):
         connect(m, flipped(self.i_row), row.i_load)
         connect(m, flipped(self.i_param), param.i_load)
 
-    def _build_lanes(self, m, path, integers):
+    def _build_lanes(self, m, command, path, integers):
         """Build the lanes and what they share; return them."""
         tokens, statistics = m.submodules.tokens, m.submodules.statistics
         lanes = [Lane(odd=bool(i % 2)) for i in range(self.lanes)]
@@ -276,7 +276,7 @@ class VectorUnit(wiring.Component):
             m.submodules[f"lane{i}"] = lane
             operand = row[i]
             if i == 0:  # rows that begin with b have one element
-                operand = Mux(m.submodules.statistics.command.source == Source.STAT, statistics.b, operand)
+                operand = Mux(command.source == Source.STAT, statistics.b, operand)
             m.d.comb += [
                 lane.path.eq(path),
                 lane.acc.eq(integers[i]),
@@ -296,14 +296,14 @@ class VectorUnit(wiring.Component):
             ]
         return lanes
 
-    def _write(self, m, command, load, integers, lanes):
+    def _write(self, m, load, integers, lanes):
         """Mask the results and send them to their destination."""
         tokens, valid, results = m.submodules.tokens, m.submodules.valid, m.submodules.results
         m.d.comb += [
             valid.load.eq(load),
-            valid.n.eq(Mux(load, self.cmd.payload.n, command.n)),
+            valid.n.eq(self.cmd.payload.n),
             valid.limit.eq(self.cmd.payload.limit),
-            valid.causal.eq(command.causal),
+            valid.causal.eq(self.cmd.payload.causal),
             valid.token.eq(tokens.result),
             results.integer.eq(tokens.integer),
             results.x5.eq(tokens.x5),
@@ -339,9 +339,7 @@ class VectorUnit(wiring.Component):
             scalar.scale16.eq(command.scale16),
             scalar.i.eq(reduce.o),
             statistics.entry.eq(scalar.o),
-            statistics.entry_token.eq(
-                delay(m, token, reduce.latency + RowScalar.LATENCY, name="entry")
-            ),
+            statistics.entry_token.eq(delay(m, token, reduce.latency + RowScalar.LATENCY, name="entry")),
             statistics.operand.eq(tokens.operand),
             statistics.x0.eq(tokens.x0),
             statistics.addend.eq(tokens.addend),

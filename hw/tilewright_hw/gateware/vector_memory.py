@@ -1,6 +1,6 @@
 """The row and the parameter buffer."""
 
-from amaranth import *
+from amaranth import Module, Mux
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -57,9 +57,7 @@ class VectorMemory(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.memory = store = memory.Memory(
-            shape=vector_word(self.lanes), depth=self.words, init=[]
-        )
+        m.submodules.memory = store = memory.Memory(shape=vector_word(self.lanes), depth=self.words, init=[])
         read, write = store.read_port(), store.write_port()
         chosen = Signal.like(self.write)
         m.d.comb += [
