@@ -5,7 +5,7 @@ together, and nothing is delayed to keep step. `TokenPath` gives every stage the
 data, which is when a memory has to be read for it.
 """
 
-from amaranth import Module, Mux, Signal, signed, unsigned
+from amaranth import Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -22,7 +22,7 @@ X0_TO_X5 = 3 * FloatMul.LATENCY + FloatAdd.LATENCY + Exp2Sigmoid.LATENCY + 2
 """Cycles from x0 to x5 where every stage is used."""
 
 
-class Addend(enum.Enum, shape=unsigned(2)):
+class Addend(enum.Enum, shape=unsigned(2)):  # type: ignore[call-arg]
     """What the adder adds."""
 
     ROW = 0

@@ -1,6 +1,6 @@
 """A value that waits for the stage that needs it, in a small memory instead of a delay line."""
 
-from amaranth import Module
+from amaranth import Module, Value
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 

@@ -1,6 +1,6 @@
 """The vector unit: row operations on accumulators and row buffer, L elements per cycle."""
 
-from amaranth import Cat, Module, Mux, Signal, unsigned
+from amaranth import Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import enum, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -26,7 +26,7 @@ from tilewright_hw.gateware.vector_memory import VectorMemory
 __all__ = ["VectorUnit"]
 
 
-class RowUse(enum.Enum, shape=unsigned(2)):
+class RowUse(enum.Enum, shape=unsigned(2)):  # type: ignore[call-arg]
     """What the row buffer is read for."""
 
     NONE = 0

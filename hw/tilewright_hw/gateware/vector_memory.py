@@ -1,6 +1,6 @@
 """The row and the parameter buffer."""
 
-from amaranth import Module, Mux
+from amaranth import Module, Mux, Signal, Value
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
