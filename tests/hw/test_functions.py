@@ -112,3 +112,15 @@ def test_reference_is_what_the_golden_model_computes():
     ):
         got = getattr(golden, name)([float(f24.value(v)) for v in values])
         assert got.tolist() == [float(f24.value(getattr(f24, name)(v))) for v in values], name
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (functions.Exp2Sigmoid, r"^Function must be 'exp2', 'sigmoid' or None, not 'tanh'$"),
+        (functions.ReciprocalUnit, r"^Function must be 'recip', 'rsqrt' or None, not 'tanh'$"),
+    ],
+)
+def test_only(block, message):
+    with pytest.raises(ValueError, match=message):
+        block(only="tanh")

@@ -74,6 +74,11 @@ class Exp2Sigmoid(wiring.Component):
 
     Rigid pipeline, one result per cycle; the function may change from cycle to cycle.
 
+    Parameters
+    ----------
+    only : str or None
+        'exp2' or 'sigmoid' leaves the other's table out: its results are then meaningless.
+
     Members
     -------
     i : In(F24)
@@ -89,10 +94,18 @@ class Exp2Sigmoid(wiring.Component):
     sigmoid: In(1)
     o: Out(F24)
 
+    def __init__(self, *, only=None):
+        if only not in (None, "exp2", "sigmoid"):
+            raise ValueError(f"Function must be 'exp2', 'sigmoid' or None, not {only!r}")
+        self.only = only
+        super().__init__()
+
     def elaborate(self, platform):
         m = Module()
-        table = tables.segments(tables.sigmoid_table()) + tables.segments(tables.exp2_table())
-        m.submodules.table = table = Interpolator(table)
+        # exp2 comes last: where it is alone, the upper address bits fall away.
+        segments = tables.segments(tables.sigmoid_table()) if self.only != "exp2" else []
+        segments += tables.segments(tables.exp2_table()) if self.only != "sigmoid" else []
+        m.submodules.table = table = Interpolator(segments)
         sign, aligned, over, sticky = self._align(m)
         chosen = delay(m, self.sigmoid, 1, name="sigmoid")
 
@@ -174,7 +187,7 @@ class Exp2(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.unit = unit = Exp2Sigmoid()
+        m.submodules.unit = unit = Exp2Sigmoid(only="exp2")
         m.d.comb += [unit.i.eq(self.i), unit.sigmoid.eq(0), self.o.eq(unit.o)]
         return m
 
@@ -198,7 +211,7 @@ class Sigmoid(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.unit = unit = Exp2Sigmoid()
+        m.submodules.unit = unit = Exp2Sigmoid(only="sigmoid")
         m.d.comb += [unit.i.eq(self.i), unit.sigmoid.eq(1), self.o.eq(unit.o)]
         return m
 
@@ -207,6 +220,11 @@ class ReciprocalUnit(wiring.Component):
     """o = rsqrt(i) where `sqrt`, else recip(i): two functions that share table ROM and multiplier.
 
     Rigid pipeline, one result per cycle; the function may change from cycle to cycle.
+
+    Parameters
+    ----------
+    only : str or None
+        'recip' or 'rsqrt' leaves the other's table out: its results are then meaningless.
 
     Members
     -------
@@ -223,14 +241,19 @@ class ReciprocalUnit(wiring.Component):
     sqrt: In(1)
     o: Out(F24)
 
+    def __init__(self, *, only=None):
+        if only not in (None, "recip", "rsqrt"):
+            raise ValueError(f"Function must be 'recip', 'rsqrt' or None, not {only!r}")
+        self.only = only
+        super().__init__()
+
     def elaborate(self, platform):
         m = Module()
-        table = [
-            *tables.segments(tables.rsqrt_table(odd=True)),
-            *tables.segments(tables.rsqrt_table(odd=False)),
-            *tables.segments(tables.recip_table()),
-        ]
-        m.submodules.table = table = Interpolator(table)
+        # recip comes last: where it is alone, the upper address bits fall away.
+        roots = [tables.rsqrt_table(odd=True), tables.rsqrt_table(odd=False)] if self.only != "recip" else []
+        table = roots + ([tables.recip_table()] if self.only != "rsqrt" else [])
+        segments = [segment for part in table for segment in tables.segments(part)]
+        m.submodules.table = table = Interpolator(segments)
         x = FloatParts(self.i)
         # An odd biased exponent is an even exponent.
         m.d.comb += [
@@ -281,7 +304,7 @@ class Reciprocal(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.unit = unit = ReciprocalUnit()
+        m.submodules.unit = unit = ReciprocalUnit(only="recip")
         m.d.comb += [unit.i.eq(self.i), unit.sqrt.eq(0), self.o.eq(unit.o)]
         return m
 
@@ -305,6 +328,6 @@ class ReciprocalSqrt(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.unit = unit = ReciprocalUnit()
+        m.submodules.unit = unit = ReciprocalUnit(only="rsqrt")
         m.d.comb += [unit.i.eq(self.i), unit.sqrt.eq(1), self.o.eq(unit.o)]
         return m

@@ -5,7 +5,7 @@ are rigid pipelines without flow control; `latency` (an instance's attribute whe
 cycles from input to output.
 """
 
-from amaranth import C, Cat, Module, Mux, Signal, signed, unsigned
+from amaranth import C, Cat, EnableInserter, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -59,6 +59,13 @@ def _tree(m, values, combine, *, name):
 def _is_sum(kind):
     """Return whether a kind reduces integers (combinational)."""
     return (kind == Reduce.EXPSUM) | (kind == Reduce.SUMSQ) | (kind == Reduce.SUM)
+
+
+def _asleep_while_empty(m, valid, flight):
+    """Return `m`, all of whose registers stand still while nothing enters or is in flight: less to simulate."""
+    awake = Signal()
+    m.d.comb += awake.eq(valid | flight.any())
+    return EnableInserter(awake)(m)
 
 
 class MaxTree(wiring.Component):
@@ -281,8 +288,10 @@ class RowReduce(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         depth = ceil_log2(self.lanes)
-        flags = Cat(self.i.valid, self.i.first, self.i.last)
+        flags = Cat(self.i.first, self.i.last)
         flags = delay(m, flags, self.latency - 1, name="flags")
+        flight = Signal(self.latency)
+        m.d.sync += flight.eq(Cat(self.i.valid, flight))
         exponent = delay(m, self.i.exponent, self.latency - 1, name="exponent")
         term, key = self._sums(m), self._maxima(m, self.latency - 1 - depth)
 
@@ -290,7 +299,8 @@ class RowReduce(wiring.Component):
         best = Signal(24, reset_less=True)
         held = Signal(8, reset_less=True)
         done = Signal()
-        valid, first, last = flags
+        first, last = flags
+        valid = flight[self.latency - 2]
         m.d.sync += done.eq(valid & last)
         with m.If(valid):
             m.d.sync += [
@@ -308,7 +318,7 @@ class RowReduce(wiring.Component):
             # Key 0 means that no lane took part.
             self.o.value.eq(Mux(summed, total, Mux(best.any(), from_order_key(best), 0))),
         ]
-        return m
+        return _asleep_while_empty(m, self.i.valid, flight)
 
     def _sums(self, m):
         """Return the sum of one beat's integers."""
@@ -407,10 +417,10 @@ class RowScalar(wiring.Component):
                 m.d.comb += self.o.a.eq(reciprocal.o)
             with m.Case(Reduce.QSCALE):
                 m.d.comb += [self.o.a.eq(reciprocal.o), self.o.b.eq(before)]
-        valid = Signal(self.LATENCY)
-        m.d.sync += valid.eq(Cat(self.i.valid, valid))
-        m.d.comb += self.o.valid.eq(valid[-1])
-        return m
+        flight = Signal(self.LATENCY)
+        m.d.sync += flight.eq(Cat(self.i.valid, flight))
+        m.d.comb += self.o.valid.eq(flight[-1])
+        return _asleep_while_empty(m, self.i.valid, flight)
 
     def _scaled(self, m):
         """Return the row's value as a float."""

@@ -369,8 +369,8 @@ class Softmax(wiring.Component):
 
     Flow control: valid/ready on both sides; up to four rows are inside while `o` is not taken. Rows leave in order.
 
-    Throughput: a row of w words every max(w + 13, 20) + log2(lanes) cycles or fewer. The first word of a row that meets
-    idle passes leaves 2 * w + 30 + 2 * log2(lanes) cycles after the row's first word entered, about.
+    Throughput: a row of w words every w + 12 + ceil(log2(lanes)) cycles, or fewer. Latency: where all passes are idle,
+    a row's first word leaves about 2 * w + 35 + 2 * ceil(log2(lanes)) cycles after it entered.
 
     Parameters
     ----------
