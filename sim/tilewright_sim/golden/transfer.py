@@ -136,7 +136,7 @@ class StoreStep:
             self.writes += [runs] + ([last] if last else [])
         for region in self.writes:
             check_memory(machine, region, write=True)
-            self._check_runs(machine.config.bus_bytes, region)
+            self._check_runs(machine.config.bus_bytes, f["run"] * size, region)
         self.whole = (min(r.start for r in self.writes), max(r.end for r in self.writes))
         self.tangled = any(
             a.meets_itself or any(a.overlaps(b) for b in self.writes[:i]) for i, a in enumerate(self.writes)
@@ -158,9 +158,8 @@ class StoreStep:
             at += (end - first - 1) * f["stride_m"] + f["wrap_stride"]
         return spans
 
-    def _check_runs(self, bus: int, region: Region) -> None:
-        """Fault if a run neither lies inside a bus word nor starts at one, or is not aligned to its own size."""
-        run = self.run * self.size
+    def _check_runs(self, bus: int, run: int, region: Region) -> None:
+        """Fault if runs of `run` bytes do not start where their pieces stay inside bus words."""
         unit = min(bus, run & -run)
         strides = [stride for count, stride in region.loops if count > 1]
         for value in (region.start, *strides):

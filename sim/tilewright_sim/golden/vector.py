@@ -10,12 +10,20 @@ from numpy.typing import NDArray
 from tilewright_hw.arch.isa import Add, Dest, Element, Func, Mul, Reduce, Scale, Source
 from tilewright_sim.golden import formats, tables
 from tilewright_sim.golden.formats import Floats, add, mul
+from tilewright_sim.golden.functions import rotate
+from tilewright_sim.golden.reductions import (
+    Mask,
+    absmax_reduction,
+    expsum_reduction,
+    max_reduction,
+    qscale_reduction,
+    sum_reduction,
+    sumsq_reduction,
+)
 from tilewright_sim.golden.state import Fault, Region, StoreRows, put
 
 if TYPE_CHECKING:
     from tilewright_sim.golden.machine import Fields, Machine
-
-Mask = NDArray[np.bool_] | None
 
 _ELEMENTS = {
     Dest.STORE_INT8: Element.INT8,
@@ -24,32 +32,6 @@ _ELEMENTS = {
     Dest.STORE_RAW: Element.FP32,
 }
 _READS_STAT = (Reduce.SUMSQ, Reduce.SUM)
-
-
-def rotate(x: Floats, p: Floats) -> Floats:
-    """Return the pairs (x[2j], x[2j+1]) turned by the angles whose cos and sin are (p[2j], p[2j+1])."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    cos, sin = p[..., 0::2], p[..., 1::2]
-    y = np.empty(np.broadcast_shapes(x.shape, p.shape))
-    y[..., 0::2] = add(mul(even, cos), -mul(odd, sin))
-    y[..., 1::2] = add(mul(odd, cos), mul(even, sin))
-    return y
-
-
-def aligned(x: Floats, largest: Floats) -> Floats:
-    """Return X = RNE(x * 2^(15-E)) with E the exponent of `largest`, as float64 integers; 0 where that is 0."""
-    scaled = np.rint(np.ldexp(x, 15 - formats.exponent(largest)))
-    return np.where(largest == 0, 0.0, scaled)
-
-
-def integer_sum(x: Floats, axis: tuple[int, ...], largest: float) -> Any:
-    """Return the exact sum of float64 integers of at most `largest` in magnitude, in float64 or 64 bits."""
-    count = int(np.prod([x.shape[i] for i in axis]))
-    if count * largest <= 2.0**53:
-        return x.sum(axis=axis)
-    if x.min() < 0:
-        return x.astype(np.int64).sum(axis=axis)
-    return x.astype(np.uint64).sum(axis=axis)
 
 
 class VectorStep:
@@ -64,7 +46,7 @@ class VectorStep:
         self.source, self.scale = Source(f["source"]), Scale(f["scale"])
         self.add, self.func, self.mul = Add(f["add"]), Func(f["func"]), Mul(f["mul"])
         self.reduce, self.dest = Reduce(f["reduce"]), Dest(f["dest"])
-        self.param, self.outer, self.scale16 = f["param"], f["reduce_outer"], f["scale16"]
+        self.param, self.outer, self.scale16 = f["param"], f["reduce_outer"], bool(f["scale16"])
         self.const1 = formats.load_fp32(np.uint32(f["const1"]))
         self.const2 = formats.load_bf16(np.uint16(f["const2"]))
         self.lanes, self.cols = config.lanes, config.cols
@@ -73,10 +55,8 @@ class VectorStep:
         limits = np.minimum(f["limit"] + np.arange(self.m) * f["causal"], self.n)
         self.limits = limits
         self.valid: Mask = None  # (m, 1, n); None: all
-        if limits[0] < self.n:
+        if limits[0] < self.n and self.dest is not Dest.STORE_RAW:
             self.valid = (np.arange(self.n) < limits[:, None])[:, None, :]
-        if self.reduce is Reduce.MAX and limits[0] == 0:
-            raise Fault("MAX needs at least one valid element in every row (limit is 0)")
         self._lay_out_sources(machine, f)
         self._lay_out_results(machine, f)
         self._check_overlaps()
@@ -132,7 +112,7 @@ class VectorStep:
             # One entry for all inner rows where they are reduced together: that of inner row 0.
             per_row = ((self.m, f["stat_m"]), (1 if self.outer else self.h, f["stat_h"]))
             entry = machine.buffers.check(Region("stat", f["stat"], per_row, 1), "statistics")
-            self.largest = self._read(machine, entry)[..., 0]
+            self.largest = self._read(machine, entry)[..., :1]  # (m, h, 1)
 
     def _lay_out_results(self, machine: Machine, f: Fields) -> None:
         self.into: NDArray[Any] | None = None
@@ -178,8 +158,7 @@ class VectorStep:
     def __call__(self, machine: Machine) -> None:
         """Execute."""
         if self.dest is Dest.STORE_RAW:
-            x = self.a.reshape(self.m, self.h, -1)[..., : self.n]
-            self._push(machine, np.where(self.valid, x, 0) if self.valid is not None else x)
+            self._push(machine, self.a.reshape(self.m, self.h, -1)[..., : self.n])
             return
         y = self._elements()  # (m, h, n)
         if self.reduce:
@@ -187,7 +166,7 @@ class VectorStep:
         self._deliver(machine, y)
         if self.reduce:
             result = np.empty(self.entries.shape)
-            result[..., 0], result[..., 1] = a, b
+            result[..., :1], result[..., 1:] = a, b
             put(self.entries, result, self.red)
 
     def _elements(self) -> Floats:
@@ -223,43 +202,31 @@ class VectorStep:
         return y if self.valid is None else np.where(self.valid, y, 0.0)
 
     def _reduction(self, y: Floats) -> tuple[Any, Any]:
-        """Return fields a and b of the statistics entries, (m, h) or (m, 1); invalid elements are zero in y."""
+        """Return fields a and b of the statistics entries, (m, h, 1) or (m, 1, 1)."""
         axis = (1, 2) if self.outer else (2,)
-        shape = self.entries.shape[:2]
         if self.reduce is Reduce.MAX:
-            x = y if self.valid is None else np.where(self.valid, y, -np.inf)
-            return x.max(axis=axis).reshape(shape), 0.0
-        if self.reduce in (Reduce.ABSMAX, Reduce.QSCALE):
-            largest = np.abs(y).max(axis=axis).reshape(shape)
-            if self.reduce is Reduce.ABSMAX:
-                return largest, 0.0
-            s = mul(largest, self.const1)
-            s = formats.bf16(s) if self.scale16 else s
-            return tables.recip(s), s
+            return max_reduction(y, self.valid, axis), 0.0
+        if self.reduce is Reduce.ABSMAX:
+            return absmax_reduction(y, axis), 0.0
+        if self.reduce is Reduce.QSCALE:
+            return qscale_reduction(y, self.const1, scale16=self.scale16, axis=axis)
         if self.reduce is Reduce.EXPSUM:
-            if y.min() < 0 or y.max() > 1:
-                raise Fault(f"EXPSUM takes elements from 0 to 1, not {y.min()} to {y.max()}")
-            total = integer_sum(np.floor(y * 2.0**24), axis, 2.0**24).reshape(shape)
-            return tables.recip(formats.scale2(formats.i2f(total), -24)), 0.0
-        return self._aligned_sum(y, axis, shape), 0.0
-
-    def _aligned_sum(self, y: Floats, axis: tuple[int, ...], shape: tuple[int, ...]) -> Floats:
-        """Return field a for SUMSQ and SUM."""
-        x = aligned(y, self.largest[..., None])
-        if np.abs(x).max() > 65535:
-            row = np.unravel_index(np.abs(x).argmax(), x.shape)
-            raise Fault(
-                f"{self.reduce.name}: element {tuple(map(int, row))} is {y[row]}, beyond the exponent of "
-                f"the row's absolute maximum {self.largest[row[0], 0 if self.outer else row[1]]}"
-            )
-        e = formats.exponent(self.largest) - 15
+            return expsum_reduction(y, axis), 0.0
+        self._check_largest(y)
         if self.reduce is Reduce.SUM:
-            total = formats.i2f(integer_sum(x, axis, 2.0**16)).reshape(shape)
-            scaled = np.where(self.largest == 0, 0.0, formats.scale2(total, e))
-            return mul(scaled, self.const1)
-        total = formats.i2f(integer_sum(x * x, axis, 2.0**32)).reshape(shape)
-        scaled = np.where(self.largest == 0, 0.0, formats.scale2(total, 2 * e))
-        return tables.rsqrt(add(mul(scaled, self.const1), self.const2))
+            return sum_reduction(y, self.largest, self.const1, axis), 0.0
+        return sumsq_reduction(y, self.largest, self.const1, self.const2, axis), 0.0
+
+    def _check_largest(self, y: Floats) -> None:
+        """Fault if an element's exponent is above that of what should be the row's absolute maximum."""
+        above = formats.exponent(y) > formats.exponent(self.largest)
+        if above.any():
+            m, h, i = (int(at) for at in np.unravel_index(above.argmax(), above.shape))
+            largest = self.largest[m, 0 if self.outer else h, 0]
+            raise Fault(
+                f"{self.reduce.name}: element {i} of row ({m}, {h}) is {y[m, h, i]}, beyond the exponent of "
+                f"what should be the row's absolute maximum, {largest}"
+            )
 
     def _deliver(self, machine: Machine, y: Floats) -> None:
         """Put x5 where it goes."""
