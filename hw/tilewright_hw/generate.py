@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,13 +110,11 @@ def verilog_file_name(config: AcceleratorConfig) -> str:
 
 
 def _header(config: AcceleratorConfig) -> str:
-    from tilewright_hw import __version__
-
     fields = config.to_dict()
     width = max(map(len, fields))
     lines = [
-        f"Tilewright {__version__}, interface {VERSION >> 16}.{VERSION >> 8 & 255}.{VERSION & 255}, "
-        f"configuration {config.name}",
+        f"Tilewright {version('tilewright')}, configuration {config.name}",
+        f"Register interface {VERSION >> 16}.{VERSION >> 8 & 255}.{VERSION & 255}",
         "",
         *(f"  {key:<{width}} = {value}" for key, value in fields.items()),
         "",

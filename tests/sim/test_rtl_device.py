@@ -243,7 +243,7 @@ def test_traces(tmp_path):
 
 
 def test_traces_are_checked(tmp_path):
-    with pytest.raises(InputError, match="a trace must be a .vcd or .fst file, not 'a.txt'"):
+    with pytest.raises(InputError, match=r"a trace must be a \.vcd or \.fst file, not 'a\.txt'"):
         Trace(path=Path("a.txt"))
     with pytest.raises(InputError, match="must be from first to last, not 5 to 4"):
         Trace(path=Path("a.vcd"), first=5, last=4)
