@@ -88,9 +88,7 @@ class Accelerator(Component):
             registers.write_error.eq(self._store.error),
         ]
         for unit in (sequencer, self._reader, self._store):
-            m.d.comb += [
-                base.eq(value) for base, value in zip(unit.bases, registers.bases, strict=True)
-            ]
+            m.d.comb += [base.eq(value) for base, value in zip(unit.bases, registers.bases, strict=True)]
 
     def _connect_commands(self, m):
         """Connect fetches, commands and their completions."""
