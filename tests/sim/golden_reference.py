@@ -201,7 +201,7 @@ class Reference:
                 rows.append(row[:limit])
                 new_rows[m, h] = row
             if f["reduce"]:
-                groups = [(0, sum(rows, []))] if f["reduce_outer"] else list(enumerate(rows))
+                groups = [(0, [x for row in rows for x in row])] if f["reduce_outer"] else list(enumerate(rows))
                 for h, values in groups:
                     largest = self.stat[f["stat"] + m * f["stat_m"] + h * f["stat_h"]][0]
                     at = f["red"] + m * f["red_m"] + h * f["red_h"]

@@ -109,9 +109,7 @@ def test_load_and_store():
     halves = (bits >> 16).astype(np.uint16)
     y = formats.load_bf16(halves)
     same(y, [exact.from_fp32(b << 16) for b in halves.tolist()])
-    assert formats.store_bf16(x).tolist() == [
-        struct.unpack("<H", struct.pack("<f", v)[2:])[0] for v in x.tolist()
-    ]
+    assert formats.store_bf16(x).tolist() == [struct.unpack("<H", struct.pack("<f", v)[2:])[0] for v in x.tolist()]
 
 
 @pytest.mark.parametrize("name", ["recip", "rsqrt", "exp2", "sigmoid"])
@@ -133,9 +131,7 @@ def test_every_table_entry():
             # entry - 1/2 <= 2^18 / sqrt(q) < entry + 1/2, squared and multiplied out
             q = Fraction(256 + i, 256) * (2 if odd else 1)
             assert Fraction(2 * entry - 1, 2) ** 2 * q <= 2**36 < Fraction(2 * entry + 1, 2) ** 2 * q
-    assert tables.recip_table().tolist() == [
-        exact.half_up(Fraction(2**26, 256 + i)) for i in range(257)
-    ]
+    assert tables.recip_table().tolist() == [exact.half_up(Fraction(2**26, 256 + i)) for i in range(257)]
     for i, entry in enumerate(tables.exp2_table().tolist()):
         # (entry -+ 1/2)^256 around 2^(18 * 256 - i)
         power = 2 ** (18 * 256 - i)
