@@ -49,8 +49,10 @@ class TileWalker(wiring.Component):
     o : stream of TILE
     """
 
-    cmd: In(stream.Signature(operands(Op.MATMUL)))
-    o: Out(stream.Signature(TILE))
+    def __init__(self):
+        super().__init__(
+            {"cmd": In(stream.Signature(operands(Op.MATMUL))), "o": Out(stream.Signature(TILE))}
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -97,7 +99,8 @@ class RowIssuer(wiring.Component):
     Flow control: `i` is a stream; a tile is taken in the cycle in which the one before issues its
     last row. The output is rigid.
 
-    Latency: a tile taken in cycle t issues its first row in t + 1.
+    Latency: a tile taken in cycle t issues its first row in t + 1. A tile that adds to one of the
+    last two accumulators waits until they are stored, for at most two cycles.
 
     Accumulators are counted on from the command's `acc`, row after row; a tile that continues a sum
     goes back to where that sum began.
@@ -141,21 +144,21 @@ class RowIssuer(wiring.Component):
         inner_end, outer_end = inner_left == 1, outer_left == 1
         take = self.i.valid & self.i.ready
 
-        m.d.comb += self.i.ready.eq(~self.act_en | (inner_end & outer_end))
+        acc, hold = self._accumulator(m, take, now.bank)
+        m.d.comb += self.i.ready.eq((~self.act_en | (inner_end & outer_end)) & ~hold)
         with m.If(self.act_en):
             following = Mux(inner_end, outer, self.act_addr) + Mux(inner_end, now.act_outer, now.act_inner)
             m.d.sync += [self.act_addr.eq(following), self.swap.eq(0)]
             m.d.sync += inner_left.eq(Mux(inner_end, now.rows_inner, inner_left - 1))
             with m.If(inner_end):
                 m.d.sync += [outer.eq(following), outer_left.eq(outer_left - 1)]
-        with m.If(self.i.ready):
-            m.d.sync += self.act_en.eq(self.i.valid)
+                m.d.sync += self.act_en.eq(~outer_end)
         with m.If(take):
+            m.d.sync += self.act_en.eq(1)
             m.d.sync += [now.eq(tile), self.swap.eq(1)]
             m.d.sync += [self.act_addr.eq(tile.act), outer.eq(tile.act)]
             m.d.sync += [inner_left.eq(tile.rows_inner), outer_left.eq(tile.rows_outer)]
 
-        acc = self._accumulator(m, take)
         m.d.comb += [
             self.o_row.addr.eq(acc),
             self.o_row.bank.eq(now.bank),
@@ -164,22 +167,32 @@ class RowIssuer(wiring.Component):
         ]
         return m
 
-    def _accumulator(self, m, take):
-        """Return the accumulator of the row being issued."""
+    def _accumulator(self, m, take, bank):
+        """Return the accumulator of the row being issued, and whether the next tile must wait."""
         tile = self.i.payload
         acc = Signal(exact_log2(self.acc_rows))
         base = Signal.like(acc)  # of the first row of this sum
+        start = Signal.like(acc)  # of the next tile, unless that is simply the following one
         following = Signal.like(acc)
-        m.d.comb += following.eq(acc + self.act_en)
+        goes_back = tile.first | ~tile.fresh
+        m.d.comb += [
+            following.eq(acc + self.act_en),
+            start.eq(Mux(tile.first, tile.acc, base)),
+        ]
         with m.If(~take):
             m.d.sync += acc.eq(following)
-        with m.Elif(tile.first):
-            m.d.sync += [acc.eq(tile.acc), base.eq(tile.acc)]
-        with m.Elif(tile.fresh):
-            m.d.sync += [acc.eq(following), base.eq(following)]
         with m.Else():
-            m.d.sync += acc.eq(base)
-        return acc
+            m.d.sync += acc.eq(Mux(goes_back, start, following))
+            with m.If(tile.fresh):
+                m.d.sync += base.eq(Mux(tile.first, tile.acc, following))
+
+        # What the last two rows have left is not stored yet. A tile that adds to one of them waits.
+        before = Signal()  # a row was issued in the cycle before
+        distance = Signal.like(acc)
+        m.d.sync += before.eq(self.act_en)
+        m.d.comb += distance.eq(acc - start)
+        near = (distance[1:] == 0) & (tile.bank == bank) & (self.act_en | before)
+        return acc, goes_back & ~tile.overwrite & near
 
 
 class MatrixUnit(wiring.Component):
