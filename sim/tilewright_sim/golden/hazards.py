@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright_hw.arch import DeviceError, Instruction, Unit
-from tilewright_hw.arch.isa import BYTES, PATCHES, REG_COUNT, UNIT_OF
+from tilewright_hw.arch.isa import PATCHES, REG_COUNT, UNIT_OF
 from tilewright_sim.golden.state import Buffers, Fault, Region
 
 if TYPE_CHECKING:
@@ -72,11 +72,10 @@ class Hazards:
 
     def __init__(self, buffers: Buffers) -> None:
         self._sizes = {name: buffers.array(name).shape[0] for name in Buffers.NAMES}
-        self.begin(0)
+        self.begin()
 
-    def begin(self, program: int) -> None:
-        """Forget everything: a program starts at byte address `program`."""
-        self._program = program
+    def begin(self) -> None:
+        """Forget everything: a program starts."""
         # For each word, the last instruction of each unit that accessed it (0: none).
         self._read = {name: self._shadow(size) for name, size in self._sizes.items()}
         self._written = {name: self._shadow(size) for name, size in self._sizes.items()}
@@ -165,11 +164,9 @@ class Hazards:
         unit, number = self._place[source]
         return self._starts[unit][number - 1]
 
-    def end(self, instructions: int) -> None:
-        """Check that nothing was stored into the program, which may be read at any time."""
-        region = Region("memory", self._program, (), BYTES * instructions)
-        clock = np.zeros(2 * UNITS, np.int64)
-        self._check_memory(region, clock, None, write=False)
+    def fetch(self, region: Region) -> None:
+        """Check that nothing was stored into an instruction, which may have been fetched long before."""
+        self._check_memory(region, np.zeros(2 * UNITS, np.int64), None, write=False)
 
     def _check_defined(self, region: Region, step: Step) -> None:
         """Fault if a word was not written since the start."""

@@ -100,7 +100,7 @@ class Machine:
         """
         self.executed = 0
         if self.hazards:
-            self.hazards.begin(program)
+            self.hazards.begin()
         while limit is None or self.executed < limit:
             self.index = self.executed
             data = b""
@@ -123,7 +123,9 @@ class Machine:
 
     def _fetch(self, address: int) -> bytes:
         check_aligned(address, BYTES, "the program's address")
-        check_memory(self, Region("memory", address, (), BYTES))
+        region = check_memory(self, Region("memory", address, (), BYTES))
+        if self.hazards:
+            self.hazards.fetch(region)
         data = self.memory.bytes[address : address + BYTES].tobytes()
         if data[4:12] != bytes(8):
             if self.hazards:
@@ -188,8 +190,6 @@ class Machine:
         for name, amount in held.items():
             if amount:
                 raise Fault(f"the {name} still holds {amount} {'words' if 'store' in name else 'rows'}")
-        if self.hazards:
-            self.hazards.end(self.executed)
         return True
 
     def _load_registers(self, f: Fields) -> None:
