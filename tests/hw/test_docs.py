@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +87,22 @@ def test_check_says_what_is_old(tmp_path, capsys):
     assert docs.main(["--check", "-o", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("isa.md is not up to date")
     assert docs.main(["-o", str(tmp_path / "none")]) == 2
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{p.name}" for p in FOLDER.glob("*.md"))])
+def test_links_lead_somewhere(page):
+    path = FOLDER.parent / page
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
+        assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("package", ["hw/tilewright_hw", "sim/tilewright_sim", "sw/tilewright"])
+def test_the_source_map_names_every_file(package):
+    root = FOLDER.parent / package
+    text = (FOLDER / "architecture.md").read_text(encoding="utf-8").split(f"### {package}:")[1].split("\n##")[0]
+    named = re.findall(r"^\| `([^`]+)` \|", text, flags=re.MULTILINE)
+    assert [name for name in named if not (root / name).exists()] == []
+    files = [p.relative_to(root) for p in root.rglob("*.py") if not p.name.startswith("_")]
+    folders = [name for name in named if (root / name).is_dir()]
+    missing = [str(f) for f in files if str(f) not in named and not any(f.is_relative_to(d) for d in folders)]
+    assert missing == []
