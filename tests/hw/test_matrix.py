@@ -227,6 +227,24 @@ def test_few_rows_on_the_same_accumulators(config):
     np.testing.assert_array_equal(run.acc, model.acc)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("back", [0, 1, 2])
+def test_sums_still_on_their_way_are_waited_for(rows, back):
+    """Commands that add to the last rows of the one before, and a tile that was loaded early."""
+    config = CONFIGS[0]
+    model = Model(config, 10)
+    commands = [
+        *covering(config),
+        command(rows_inner=9),
+        command(rows_inner=rows, acc=8 - back, accumulate=1),
+        command(rows_inner=9),
+        command(k=3, rows_inner=rows, acc=20, stream=1),
+        command(rows_outer=2, rows_inner=2, acc=20 + back, accumulate=1),
+    ]
+    run = execute(model, commands, start=40)
+    np.testing.assert_array_equal(run.acc, model.acc)
+
+
 @for_all_configs
 def test_product_of_matrices_has_no_bubble(config):
     """Tiles of rows/ingest rows or more: a row in every cycle, over all loops and commands.

@@ -50,9 +50,7 @@ class TileWalker(wiring.Component):
     """
 
     def __init__(self):
-        super().__init__(
-            {"cmd": In(stream.Signature(operands(Op.MATMUL))), "o": Out(stream.Signature(TILE))}
-        )
+        super().__init__({"cmd": In(stream.Signature(operands(Op.MATMUL))), "o": Out(stream.Signature(TILE))})
 
     def elaborate(self, platform):
         m = Module()
