@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from tilewright_hw.arch import InputError
 
 Floats = NDArray[np.float32]
+MAX_LAYERS = 4096
+MAX_SIZE = 1 << 24
+"""No size of a real model is above these: a file that says so is broken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,9 @@ class LlamaSpec:
             value = getattr(self, name)
             if not isinstance(value, int) or value <= 0:
                 raise InputError(f"model: {name} must be a positive integer, not {value!r}")
+            most = MAX_LAYERS if name == "layers" else MAX_SIZE
+            if value > most:
+                raise InputError(f"model: {name} must be at most {most}, not {value}")
         if self.heads % self.kv_heads:
             raise InputError(f"model: heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.head_dim % 2:
@@ -51,8 +57,8 @@ class LlamaSpec:
             raise InputError(f"model: context must be at most 65535, not {self.context}")
         for name in ("rope_theta", "norm_eps"):
             value = getattr(self, name)
-            if not value > 0:
-                raise InputError(f"model: {name} must be above 0, not {value!r}")
+            if not 0 < value < float("inf"):
+                raise InputError(f"model: {name} must be a number above 0, not {value!r}")
 
     @property
     def group(self) -> int:

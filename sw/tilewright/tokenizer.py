@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from tilewright_hw.arch import InputError
 
 MAX_FILE = 256 << 20
 """Bytes of the largest tokenizer file that is read."""
+_BYTE_PIECE = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
 
 
 class Tokenizer(Protocol):
@@ -109,8 +111,8 @@ class Llama2cTokenizer:
                 piece = piece[1:]
             if i in (1, 2):
                 piece = b""
-            elif len(piece) == 6 and piece.startswith(b"<0x") and piece.endswith(b">"):
-                piece = bytes([int(piece[3:5], 16)])
+            elif match := _BYTE_PIECE.fullmatch(piece):
+                piece = bytes([int(match[1], 16)])
             out += piece
             previous = i
         return out.decode("utf-8", errors="replace")
@@ -142,12 +144,16 @@ def _read_pieces(path: Path) -> tuple[list[bytes], list[float]]:
 def load_tokenizer(model: Path, vocab: int, override: str | Path | None = None) -> Tokenizer:
     """Find a model's tokenizer: `override`, else tokenizer.json in its folder, else the tok*.bin beside the file.
 
-    InputError if there is none, or if its vocabulary is larger than the model's.
+    InputError if there is none, or if its vocabulary is not the model's.
     """
     path = Path(override) if override is not None else _find(model, vocab)
     tokenizer = _open(path, model)
-    if tokenizer.vocab > vocab:
+    # Hugging Face models pad their vocabulary; llama2.c ones do not.
+    fits = tokenizer.vocab == vocab if isinstance(tokenizer, Llama2cTokenizer) else tokenizer.vocab <= vocab
+    if not fits:
         raise InputError(f"{path} has {tokenizer.vocab} tokens, the model has {vocab}: not its tokenizer")
+    if tokenizer.bos is not None and not 0 <= tokenizer.bos < vocab:
+        raise InputError(f"bos_token_id must be 0 to {vocab - 1}, not {tokenizer.bos}")
     return tokenizer
 
 
@@ -196,7 +202,7 @@ def _special_ids(folder: Path) -> tuple[int | None, frozenset[int]]:
         if not isinstance(config, dict):
             continue
         value = config.get("bos_token_id")
-        bos = value if isinstance(value, int) else bos
+        bos = value if isinstance(value, int) and not isinstance(value, bool) else bos
         ends = config.get("eos_token_id")
         eos |= {e for e in (ends if isinstance(ends, list) else [ends]) if isinstance(e, int)}
     return bos, frozenset(eos)

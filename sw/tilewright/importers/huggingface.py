@@ -181,10 +181,11 @@ class SafeTensors:
 def _open_files(folder: Path) -> Callable[[str], Floats]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        weight_map = read_json(index).get("weight_map")
+        content = read_json(index)
+        weight_map = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(weight_map, dict):
             raise InputError(f"{index} has no weight_map")
-        for file in set(weight_map.values()):
+        for file in weight_map.values():
             if not isinstance(file, str) or Path(file).name != file:
                 raise InputError(f"{index}: {file!r} must be a file in the same folder")
         files = {name: SafeTensors(folder / name) for name in set(weight_map.values())}
