@@ -122,10 +122,11 @@ class Machine:
         return f"instruction {self.index} ({text})"
 
     def _fetch(self, address: int) -> bytes:
-        check_aligned(address, BYTES, "the program's address")
-        region = check_memory(self, Region("memory", address, (), BYTES))
+        if address % BYTES or address + BYTES > self.memory.size:
+            check_aligned(address, BYTES, "the program's address")
+            check_memory(self, Region("memory", address, (), BYTES))
         if self.hazards:
-            self.hazards.fetch(region)
+            self.hazards.fetch(Region("memory", address, (), BYTES))
         data = self.memory.bytes[address : address + BYTES].tobytes()
         if data[4:12] != bytes(8):
             if self.hazards:

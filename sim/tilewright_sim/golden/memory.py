@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tilewright_hw.arch import InputError
 
-PAGE = 1 << 16
+PAGE = 1 << 12
 """Bytes of a page of the map that says where cached weights lie."""
 
 
@@ -42,10 +42,11 @@ class Memory:
         """Forget what was cached of bytes `start` to `end`, which are about to change."""
         if not self._cached_pages[start // PAGE : -(-end // PAGE)].any():
             return
-        for key, (first, last, matrix) in list(self._cache.items()):
-            if first < end and start < last:
-                del self._cache[key]
-                self._cache_room += matrix.nbytes
+        stale = [key for key, at in self._cache.items() if at[0] < end and start < at[1]]
+        if not stale:
+            return
+        for key in stale:
+            self._cache_room += self._cache.pop(key)[2].nbytes
         self._cached_pages[:] = False
         for first, last, _ in self._cache.values():
             self._cached_pages[first // PAGE : -(-last // PAGE)] = True
