@@ -26,7 +26,9 @@ from vector_model import (
 )
 
 from tilewright_hw.arch import PRESETS, AcceleratorConfig
-from tilewright_hw.arch.isa import Add, Dest, Mul, Scale, Source
+from tilewright_hw.arch.isa import Add, Dest, Func, Mul, Reduce, Scale, Source
+from tilewright_hw.gateware.float import FloatAdd, FloatMul, FloatToInt8, IntToFloat
+from tilewright_hw.gateware.functions import Exp2Sigmoid
 from tilewright_hw.gateware.vector import VectorUnit
 
 SEED = 20261123
@@ -43,8 +45,7 @@ CONFIGS = {
 class Bench:
     """A vector unit with memories around it, and the model beside it; every instruction is compared at its end.
 
-    `latency` lists the cycles from the acceptance of each command to its done, `stall` the share of idle cycles of the
-    loads and the store stream's consumer.
+    `stall` is the share of idle cycles of the loads and of the store stream's consumer.
     """
 
     def __init__(self, config: AcceleratorConfig, seed: int = 0, stall: float = 0.0):
@@ -55,7 +56,10 @@ class Bench:
         self.model = Buffers(config)
         self.act: dict[int, list[int]] = {}
         self.store: list[list[int]] = []
-        self.latency: list[int] = []
+        self.commands: list[dict[str, int]] = []
+        self.cycle = 0
+        self.accepted: list[int] = []
+        self.finished: list[int] = []
         self.loads = {"row": [], "param": []}
         self.model.acc = {
             (bank, row): [random_integer(self.rng) for _ in range(config.cols)]
@@ -67,54 +71,84 @@ class Bench:
         """Have a word loaded beside the next instruction, which must not use it."""
         self.loads[name].append((address, word))
 
-    def run(self, *script) -> None:
-        """Run: each step is an instruction, or a function called between instructions."""
+    def run(self, *script, eager: bool = False) -> None:
+        """Run: each step is an instruction, or a function called between instructions that may return one.
+
+        With `eager`, all steps are instructions, each command is offered while the one before still runs, and what they
+        did is compared at the end.
+        """
 
         async def main(ctx):
+            if eager:
+                self.commands += script
+                for name, loads in self.loads.items():
+                    getattr(self.model, name).update(loads)
+                for fields in script:
+                    execute(fields, self.model)
+                await self._wait(ctx, lambda: len(self.finished) == len(script), "not all done")
+                await self._compare(ctx, 0, "eager")
+                return
             for step in script:
-                if callable(step):
-                    step = step()
-                if step is not None:
-                    await self._execute(ctx, step)
-            while any(self.loads.values()):
-                await ctx.tick()
+                fields = step() if callable(step) else step
+                if fields is not None:
+                    await self._single(ctx, fields)
 
         sim = Simulator(self.dut)
         sim.add_clock(1e-6)
-        for background in (self._accumulators, self._activations, self._consume):
+        for background in (self._count, self._command, self._accumulators, self._activations, self._consume):
             sim.add_testbench(background, background=True)
         for name in self.loads:
             sim.add_testbench(partial(self._load, name=name), background=True)
         sim.add_testbench(main)  # last: at a done, the others have seen what came with it
         sim.run()
 
-    async def _execute(self, ctx, fields):
-        dut = self.dut
-        ctx.set(dut.cmd.payload, fields)
-        ctx.set(dut.cmd.valid, 1)
-        await ctx.tick().until(dut.cmd.ready)
-        ctx.set(dut.cmd.valid, 0)
-        ctx.set(dut.cmd.payload, {})
-        cycles = 0
-        before = len(self.model.store)
+    async def _count(self, ctx):
+        while True:
+            await ctx.tick()
+            self.cycle += 1
+            if ctx.get(self.dut.done):
+                self.finished.append(self.cycle)
+
+    async def _command(self, ctx):
+        cmd = self.dut.cmd
+        while True:
+            ctx.set(cmd.valid, bool(self.commands))
+            if self.commands:
+                ctx.set(cmd.payload, self.commands[0])
+            *_, valid, ready = await ctx.tick().sample(cmd.valid, cmd.ready)
+            if valid and ready:
+                self.accepted.append(self.cycle)
+                self.commands.pop(0)
+
+    async def _single(self, ctx, fields):
+        """Execute one instruction, and compare what it did with the model."""
+        before, count = len(self.model.store), len(self.finished)
         execute(fields, self.model)
-        while not ctx.get(dut.done):
+        self.commands.append(fields)
+        await self._wait(ctx, lambda: len(self.finished) > count, f"never done: {show(fields)}")
+        await self._compare(ctx, before, show(fields), raw=fields["dest"] == Dest.STORE_RAW and fields["n"])
+
+    async def _wait(self, ctx, condition, text):
+        start = self.cycle
+        while not condition():
+            assert self.cycle < start + 20000, text
             await ctx.tick()
-            cycles += 1
-            assert cycles < 5000, f"never done: {show(fields)}"
-        self.latency.append(cycles + 1)
-        assert self.act == self.model.act, show(fields)
-        # What was pushed may still wait in the FIFO when the instruction is done.
-        while len(self.store) < len(self.model.store):
-            await ctx.tick()
-            cycles += 1
-            assert cycles < 9000, f"words missing in the store stream: {show(fields)}"
+
+    async def _compare(self, ctx, before, text, raw=0):
+        """Compare activations, and the store stream's words from `before` on (with `raw`, that many of each row)."""
+        assert self.act == self.model.act, text
+        # What was pushed may still wait in the FIFO, and loads go on.
+        await self._wait(ctx, lambda: len(self.store) >= len(self.model.store), f"words missing: {text}")
+        await self._wait(ctx, lambda: not any(self.loads.values()), "loads do not end")
         got, want = self.store[before:], self.model.store[before:]
-        if fields["dest"] == Dest.STORE_RAW:  # lanes past n are as they come
-            got, want = self._cut(got, fields["n"]), self._cut(want, fields["n"])
-        assert got == want, show(fields)
-        while any(self.loads.values()):
-            await ctx.tick()
+        if raw:  # lanes past n are as they come
+            got, want = self._cut(got, raw), self._cut(want, raw)
+        assert got == want, text
+
+    @property
+    def latency(self) -> list[int]:
+        """Cycles from each command's acceptance to its done."""
+        return [b - a for a, b in zip(self.accepted, self.finished, strict=False)]
 
     def _cut(self, words, n):
         lanes = self.config.lanes
@@ -206,9 +240,8 @@ def run_random(config, count, seed, stall):
         return f
 
     checks = [bench.read_back(RESULTS), *bench.read_stat(range(64))]
-    body = [instruction] * count
     chunk = 15
-    body = [s for i in range(0, count, chunk) for s in [*body[i : i + chunk], *checks]]
+    body = [s for _ in range(count // chunk) for s in [*[instruction] * chunk, *checks]]
     bench.run(bench.fill, bench.wait_loads, *seed_statistics(config), *body)
     return bench
 
@@ -216,3 +249,143 @@ def run_random(config, count, seed, stall):
 @pytest.mark.parametrize(("name", "stall"), [("4x4x2", 0.5), ("8x8x4", 0.0), ("12x20x4", 0.6)])
 def test_random(name, stall):
     run_random(CONFIGS[name], 60, SEED, stall)
+
+
+def test_random_eager():
+    """The next command is taken with the last write of the one before."""
+    config = CONFIGS["8x8x4"]
+    bench = Bench(config, SEED)
+    body = [random_vector(bench.rng, config) for _ in range(70)]
+    body = [f for f in body if f["dest"] != Dest.STORE_RAW]
+    bench.fill()
+    loading = vector(m=200, h=10)  # runs until everything is loaded
+    checks = [bench.read_back(RESULTS), *bench.read_stat(range(64))]
+    bench.run(loading, *seed_statistics(config), *body, *checks, eager=True)
+    taken = [b - a for a, b in zip(bench.accepted, bench.accepted[1:], strict=False)]
+    assert taken == bench.latency[:-1]
+
+
+def float32(x: float) -> int:
+    return fraction(x) << 8
+
+
+def rows(config, m, n, **fields):
+    """Return an instruction on m contiguous rows of n elements; `src` and `dst` are the first words."""
+    words = -(-n // config.lanes)
+    dst_words = -(-n // config.rows) if fields.get("dest") == Dest.ACT else words
+    src_words = -(-n // config.cols) if fields["source"] == Source.ACC else words
+    strides = {"src_m": src_words, "src_n": 1, "row_m": words, "dst_m": dst_words, "stat_m": 1, "red_m": 1}
+    return vector(n=n, m=m, **strides | fields)
+
+
+def layer(config):
+    """Return the instructions of a layer in small: every kind of step that a decoder needs."""
+    n, half = 6 * config.lanes - 2, 3 * config.lanes
+    acc, row = Source.ACC, Source.ROW
+    norm = {"const1": float32(1 / n), "const2": 0x3727}
+    quantise = {"const1": float32(1 / 127), "reduce": Reduce.QSCALE}
+    dequantise = {"source": acc, "scale": Scale.STAT_B, "param": 1}
+    exponent = {"source": row, "add": Add.NEG_STAT_A, "func": Func.EXP2}
+    steps = {
+        "residual": rows(config, 3, n, **dequantise, add=Add.ROW, row=1, dest=Dest.ROW, dst=100, reduce=Reduce.ABSMAX),
+        "sumsq": rows(config, 3, n, source=row, src=100, reduce=Reduce.SUMSQ, red=8, **norm),
+        "mean": rows(config, 3, n, source=row, src=100, reduce=Reduce.SUM, red=12, **norm),
+        "norm": rows(
+            config, 3, n, source=row, src=100, stat=8, scale=Scale.STAT_A, param=1, dest=Dest.ROW, dst=130,
+            red=16, **quantise,
+        ),
+        "to act": rows(config, 3, n, source=row, src=130, stat=16, scale=Scale.STAT_A, dest=Dest.ACT, dst=5),
+        "rope": rows(
+            config, 3, half, source=row, src=100, add=Add.ROTATE, par=2, par_m=3, dest=Dest.ROW, dst=160,
+            scale16=1, red=20, **quantise,
+        ),
+        "store key": rows(config, 3, half, source=row, src=160, stat=20, scale=Scale.STAT_A, dest=Dest.STORE_INT8),
+        "store scales": vector(m=3, source=Source.STAT, stat=20, stat_m=1, dest=Dest.STORE_BF16),
+        "scores": rows(
+            config, 3, half, **dequantise, stat=20, src=9, limit=5, causal=1, dest=Dest.ROW, dst=170,
+            reduce=Reduce.MAX, red=24,
+        ),
+        "exp": rows(
+            config, 3, half, **exponent, src=170, stat=24, limit=5, causal=1, dest=Dest.ROW, dst=170,
+            reduce=Reduce.EXPSUM, red=28,
+        ),
+        "probabilities": rows(
+            config, 3, half, source=row, src=170, stat=28, scale=Scale.STAT_A, param=1, par=7, dest=Dest.ROW, dst=180,
+            limit=5, causal=1, red=32, **quantise,
+        ),
+        "silu": rows(
+            config, 3, n, **dequantise, src=20, bank=1, stat=16, func=Func.SIGMOID, mul=Mul.SELF,
+            dest=Dest.ROW, dst=190,
+        ),
+        "gate": rows(
+            config, 3, n, **dequantise, src=2, stat=16, mul=Mul.ROW, row=190, dest=Dest.ROW, dst=220,
+            red=36, **quantise,
+        ),
+        "heads": vector(
+            n=half, m=2, h=3, source=acc, src_m=9, src_h=3, src_n=1, reduce=Reduce.QSCALE, reduce_outer=1,
+            const1=float32(1 / 127), red=40, red_m=1,
+        ),
+        "logits": rows(config, 1, n, **dequantise, stat=16, dest=Dest.STORE_FP32),
+        "integers": rows(config, 3, n, source=acc, dest=Dest.STORE_RAW),
+    }  # fmt: skip
+    return steps
+
+
+@pytest.mark.parametrize("name", ["4x4x2", "4x4x4", "8x16x8"])
+def test_layer(name):
+    config = CONFIGS[name]
+    bench = Bench(config, SEED, 0.2)
+    checks = [bench.read_back(RESULTS), *bench.read_stat(range(64))]
+    bench.run(bench.fill, bench.wait_loads, *seed_statistics(config), *layer(config).values(), *checks)
+
+
+I2F, MUL, ADD, FUNC = 1 + IntToFloat.LATENCY, FloatMul.LATENCY, FloatAdd.LATENCY, Exp2Sigmoid.LATENCY
+DEQUANTISE = {"source": Source.ACC, "scale": Scale.STAT_B, "param": 1, "dest": Dest.ROW, "dst": 200}
+OVERHEAD = {
+    "copy": ({"source": Source.ROW, "dest": Dest.ROW, "dst": 200}, 0),
+    "raw": ({"source": Source.ACC, "dest": Dest.STORE_RAW}, -2),
+    "quantise": ({"source": Source.ROW, "scale": Scale.STAT_A, "dest": Dest.ACT}, MUL + FloatToInt8.LATENCY),
+    "dequantise": (DEQUANTISE, I2F + 2 * MUL),
+    "residual": (DEQUANTISE | {"add": Add.ROW}, I2F + 2 * MUL + ADD),
+    "silu": (DEQUANTISE | {"func": Func.SIGMOID, "mul": Mul.SELF}, I2F + 3 * MUL + FUNC),
+}
+
+
+@pytest.mark.parametrize(("n", "m"), [(24, 1), (1, 20), (4, 20)])
+def test_cycles(n, m):
+    """One word per cycle, rows of one word too; four cycles and the stages used are the way to done."""
+    config = CONFIGS["8x8x4"]
+    bench = Bench(config, SEED)
+    cases = [rows(config, m, n, **fields) for fields, _ in OVERHEAD.values()]
+    bench.run(bench.fill, bench.wait_loads, *cases)
+    for latency, case, (_, overhead) in zip(bench.latency[1:], cases, OVERHEAD.values(), strict=True):
+        unit = config.rows if case["dest"] == Dest.ACT else config.lanes
+        words = m * -(-n // unit) * unit // config.lanes
+        assert latency == words + 4 + overhead, show(case)
+
+
+def test_store_stall():
+    """A consumer that takes nothing for long loses nothing, and the unit says what it waits for."""
+    bench = Bench(CONFIGS["8x8x4"], SEED)
+    instruction = rows(bench.config, 6, 40, source=Source.ACC, dest=Dest.STORE_RAW)
+    waited = []
+
+    async def consume(ctx):
+        stream = bench.dut.o_store
+        await ctx.tick().repeat(100)
+        waited.append(ctx.get(bench.dut.wait_store))
+        assert not bench.latency
+        ctx.set(stream.ready, 1)
+        while True:
+            *_, valid, word = await ctx.tick().sample(stream.valid, stream.payload)
+            if valid:
+                bench.store.append(list(word))
+
+    bench._consume = consume
+    bench.run(instruction)
+    assert waited == [1]
+
+
+def test_wrong_config():
+    with pytest.raises(TypeError, match=r"^VectorUnit config must be an AcceleratorConfig, not 'tiny'$"):
+        VectorUnit("tiny")

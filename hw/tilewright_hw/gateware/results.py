@@ -94,8 +94,8 @@ class ValidLanes(wiring.Component):
 class ResultWriter(wiring.Component):
     """Writes results to the row buffer, the activation buffer or the store stream.
 
-    Rigid towards the lanes: the store stream has a FIFO, and a word must be reserved in it (`reserve`, only while `room`)
-    before it is issued.
+    Rigid towards the lanes: the store stream has a FIFO, and a word must be reserved in it (`reserve`, only while
+    `room`) before it is issued.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
 """A value that waits for the stage that needs it, in a small memory instead of a delay line."""
 
-from amaranth import Module, Value
+from amaranth import Module
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -10,9 +10,9 @@ __all__ = ["Ring"]
 class Ring(wiring.Component):
     """Gives back in order what was put in: a FIFO without flow control.
 
-    The k-th `take` gives the k-th value that was put, one cycle later, and `data` holds it until the next. A value may be
-    taken in any cycle after the one in which it was put, with `transparent` in the same cycle too. The user sees to it
-    that every value is taken, and that no more than `depth` wait.
+    The k-th `take` gives the k-th value that was put, one cycle later, and `data` holds it until the next. A value may
+    be taken in any cycle after the one in which it was put, with `transparent` in the same cycle too. The user sees to
+    it that every value is taken, and that no more than `depth` wait.
 
     Parameters
     ----------

@@ -109,7 +109,6 @@ class RowStatistics(wiring.Component):
             self.neg_a.eq(addends.data),
         ]
         m.submodules.exponents = exponents = Ring(8, depth=ROWS_IN_FLIGHT)
-        whole = command.reduce_outer
         m.d.comb += [
             exponents.put.eq(fresh & (first_of(m, self.x0, self._end(self.x0), name="x0"))),
             exponents.put_data.eq(stat.a[15:23]),

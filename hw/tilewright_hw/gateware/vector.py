@@ -39,8 +39,8 @@ class VectorUnit(wiring.Component):
     """Executes VECTOR instructions (docs/numerics.md, "A vector instruction"; docs/architecture.md, VECTOR).
 
     One word of L elements enters per cycle; rows follow each other without a gap, those of one word too. An instruction
-    begins when the one before has completed. Flow control: `cmd` and the loads are streams; buffer ports are rigid; words
-    for the store stream are issued only as far as its FIFO has room.
+    begins when the one before has completed. Flow control: `cmd` and the loads are streams; buffer ports are rigid;
+    words for the store stream are issued only as far as its FIFO has room.
 
     Parameters
     ----------
