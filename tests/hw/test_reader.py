@@ -11,7 +11,7 @@ from streams import simulate
 
 from tilewright_hw.arch import AcceleratorConfig
 from tilewright_hw.arch.isa import LoadDest, LoadFormat
-from tilewright_hw.gateware.reader import MemoryReader
+from tilewright_hw.gateware.reader import MemoryReader, ReadIssue
 
 ORIGIN = 0x2_FFFF_0000
 SIZE = 1 << 15
@@ -22,6 +22,7 @@ CONFIGS = {
     "odd": AcceleratorConfig(
         rows=6, cols=10, lanes=2, bus_bits=32, ingest=1, weight_fifo_bytes=288, stream_fifo_bytes=300
     ),
+    "lanes": AcceleratorConfig(lanes=16, bus_bits=32),
     "wide": AcceleratorConfig(rows=16, cols=4, lanes=2, bus_bits=512, burst_beats=4, stream_fifo_bytes=256),
 }
 
@@ -262,7 +263,7 @@ def test_random_commands(name, latency, stall, pop_share):
     config = CONFIGS[name]
     fetches = [(64 * rng.randrange(200), rng.randint(1, 40)) for _ in range(5)]
     Bench(
-        config, latency, stall, seed, commands=random_commands(rng, config, 10), fetches=fetches, pop_share=pop_share
+        config, latency, stall, seed, commands=random_commands(rng, config, 8), fetches=fetches, pop_share=pop_share
     ).run()
 
 
@@ -289,7 +290,7 @@ def test_full_fifo_does_not_block_the_others():
     ]
     bench = Bench(config, commands=commands, fetches=[(0, 16)] * 3, pop_share=0.0)
     with pytest.raises(AssertionError, match=r"stuck: {'weight': 0, 'load': 2}"):
-        bench.run(limit=3000)
+        bench.run(limit=1500)
     assert len(bench.got["fetch"]) == 48
     assert bench.got["row"] == bench.want["row"]
     assert len(bench.got["weight"]) == config.weight_fifo_bytes // config.col_slot
@@ -317,13 +318,15 @@ def test_one_beat_per_cycle(name, latency):
 
 
 def test_loads_go_before_weights_but_do_not_starve_them():
-    """Three of four bursts are loads until both kinds have used up their room; then each gets what it gives back."""
+    """Most bursts are loads until both kinds have used up their room; then each gets what it gives back."""
     commands = [Command(16384, 8192, base=0), Command(0, 512, 16, 512, base=0, dest=LoadDest.STREAM)]
     bench = Bench(AcceleratorConfig(), 20, commands=commands).run()
     loads = [addr - ORIGIN < 16384 for addr, _ in bench.memory.bursts]
     assert len(loads) == 32
     first = loads.index(False)
-    assert loads[first : first + 7] == [False, True, True, True, False, True, True]
+    assert sum(loads[first : first + 6]) in (4, 5)
+    longest = max(len(together) for together in "".join("wL"[is_load] for is_load in loads).split("w"))
+    assert longest <= ReadIssue.LOADS_BEFORE_WEIGHT + 1
 
 
 def test_a_load_waits_for_a_window_of_weights_only():

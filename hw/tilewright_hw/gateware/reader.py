@@ -56,10 +56,11 @@ class ReadIssue(wiring.Component):
     `weight_window` beats of weights are asked for and not yet there, so that a load or an instruction never waits
     behind more than these.
 
-    Choice: an instruction fetch first; then a load; then weights. But where weights could have gone, no more than three
-    loads go before one burst of weights does. (Fetches are few: the sequencer asks for what it has room for.)
+    Choice: an instruction fetch first; then a load; then weights. But after three loads that went where weights could
+    have gone, one burst of weights goes before the next load. (Fetches are few: the sequencer asks for what it has room
+    for.) So neither starves, and in the long run each gets the share that its room, as it is given back, allows.
 
-    Flow control: one burst per cycle; `axi` address signals come from registers.
+    Flow control: one burst per cycle, from one unit one in two cycles; a burst is offered two cycles after it came.
 
     Parameters
     ----------
@@ -111,11 +112,12 @@ class ReadIssue(wiring.Component):
         fits_stream = self._room(m, "stream", self.stream_room, load, load.p.tag, self.stream_pop, self.tile_beats)
         fits_load = self._room(m, "load", self.load_room, load, 1, self.load_pop, 1)
         may_weight, may_load, open_ = Signal(), Signal(), Signal()
-        m.d.comb += [
-            may_weight.eq(weight.valid & fits_weight & fits_window),
-            may_load.eq(load.valid & fits_load & (fits_stream | ~load.p.tag)),
-            open_.eq((self.o.ready | ~self.o.valid) & self._slot_free(m) & self.o_origin.ready),
+        # Registers: room only grows while a burst is held, so what fitted a cycle ago still fits.
+        m.d.sync += [
+            may_weight.eq(weight.valid & ~weight.ready & fits_weight & fits_window),
+            may_load.eq(load.valid & ~load.ready & fits_load & (fits_stream | ~load.p.tag)),
         ]
+        m.d.comb += open_.eq((self.o.ready | ~self.o.valid) & self._slot_free(m) & self.o_origin.ready)
         self._choose(m, open_, may_load, may_weight)
         self._register(m)
         return m
@@ -142,15 +144,22 @@ class ReadIssue(wiring.Component):
         return count != limit
 
     def _choose(self, m, open_, may_load, may_weight):
-        streak = Signal(range(self.LOADS_BEFORE_WEIGHT + 1))
+        streak, load_went = Signal(range(self.LOADS_BEFORE_WEIGHT + 1)), Signal()
+        weights_turn, load_next = Signal(), Signal()
+        m.d.sync += load_went.eq(self.i_load.ready)
+        m.d.comb += [
+            weights_turn.eq(may_weight & (streak == self.LOADS_BEFORE_WEIGHT)),
+            # The next load is still being checked: weights let it go first.
+            load_next.eq(load_went & self.i_load.valid & (streak != self.LOADS_BEFORE_WEIGHT)),
+        ]
         with m.If(open_):
             with m.If(self.i_fetch.valid):
                 m.d.comb += self.i_fetch.ready.eq(1)
-            with m.Elif(may_load & ~(may_weight & (streak == self.LOADS_BEFORE_WEIGHT))):
+            with m.Elif(may_load & ~weights_turn):
                 m.d.comb += self.i_load.ready.eq(1)
                 with m.If(may_weight):
                     m.d.sync += streak.eq(streak + 1)
-            with m.Elif(may_weight):
+            with m.Elif(may_weight & ~load_next):
                 m.d.comb += self.i_weight.ready.eq(1)
                 m.d.sync += streak.eq(0)
 
