@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tilewright.compiler.image import ModelImage
+from tilewright.compiler.llama import LlamaCompiler
 from tilewright.compiler.plan import Tiling
 from tilewright.devices import open_device
 from tilewright.importers import load_checkpoint
@@ -17,7 +19,7 @@ from tilewright.roofline import Work, decode_work, prefill_work
 from tilewright.runtime import Engine
 from tilewright.sampling import Sampler, Sampling
 from tilewright.tokenizer import Tokenizer, load_tokenizer
-from tilewright_hw.arch import Device, InputError
+from tilewright_hw.arch import AcceleratorConfig, Device, InputError
 
 BUILTIN = Path(__file__).parent / "models" / "fairytales"
 """The built-in model."""
@@ -188,12 +190,7 @@ class Model:
         top_k: int = 0, top_p: float = 1.0, seed: int = 0, stop: str | Sequence[str] = (),
     ) -> Run:  # fmt: skip
         """Check the request and return a `Run`: iterate it for text, then ask for its `result()`."""
-        if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be a positive integer, not {max_new_tokens!r}")
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        if any(not s for s in stops):
-            raise InputError("a stop string must not be empty")
+        sampling, stops = check_options(max_new_tokens, temperature, top_k, top_p, seed, stop)
         return Run(self, self._prompt_ids(prompt), max_new_tokens, sampling, stops)
 
     def _prompt_ids(self, prompt: str | Sequence[int] | Sequence[str]) -> list[int]:
@@ -316,6 +313,19 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
+def check_options(
+    max_new_tokens: int, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
+    stop: str | Sequence[str] = (),
+) -> tuple[Sampling, tuple[str, ...]]:  # fmt: skip
+    """Return how to sample, and the stop strings; InputError names the option that is wrong."""
+    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+        raise InputError(f"max_new_tokens must be a positive integer, not {max_new_tokens!r}")
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(s, str) and s for s in stops):
+        raise InputError(f"stop must be a string or several, none of them empty, not {stop!r}")
+    return Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed), stops
+
+
 def prompt_ids(prompt: str | Sequence[int] | Sequence[str], spec: LlamaSpec, tokenizer: Tokenizer | None) -> list[int]:
     """Return the token ids of a prompt; InputError if the model cannot take them."""
     ids = _encode(prompt, tokenizer) if isinstance(prompt, str) else _as_ids(prompt)
@@ -391,6 +401,9 @@ def load(
         The device cannot be opened.
     """
     checkpoint, found = read_model(path, weights, tokenizer)
+    check_fits(
+        checkpoint.spec, device.config if not isinstance(device, str) else AcceleratorConfig.resolve(config), tiling
+    )
     opened = open_device(device, config) if isinstance(device, str) else device
     return Model(checkpoint, found, opened, check=check, tiling=tiling, progress=progress)
 
@@ -406,3 +419,8 @@ def read_model(
     found = load_tokenizer(path, checkpoint.spec.vocab, tokenizer)
     checkpoint.check()
     return checkpoint, found
+
+
+def check_fits(spec: LlamaSpec, config: AcceleratorConfig, tiling: Tiling | None = None) -> None:
+    """InputError if the model cannot be compiled for this configuration; needs no device."""
+    LlamaCompiler(ModelImage(spec, config), tiling or Tiling()).decode()

@@ -104,7 +104,8 @@ def llama2c_tokenizer(words: list[tuple[bytes, float]]) -> bytes:
     )
 
 
-WORDS = [(b" ", -1.0), *((bytes([c]), -2.0 - c / 100) for c in b"abcdehlo"), (b"he", -1.5), (b"ll", -1.2), (b" hell", -3.0)]
+WORDS = [(b" ", -1.0), (b"he", -1.5), (b"ll", -1.2), (b" hell", -3.0)]
+WORDS += [(bytes([c]), -2.0 - c / 100) for c in b"abcdehlo"]
 VOCAB = 259 + len(WORDS)
 
 

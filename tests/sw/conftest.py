@@ -68,7 +68,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
 
 @pytest.fixture
 def refused(command: Callable[..., Done]) -> Callable[..., str]:
-    """Run a command that must fail as bad input: exit code 2, one line on stderr, nothing on stdout; returns the line."""
+    """Run a command that must fail as bad input: exit code 2, no stdout, one line on stderr, which is returned."""
 
     def run(*words: str | Path) -> str:
         done = command(*words)

@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
         "-o", "--output", default="build/verilog", metavar="DIR", help="where the Verilog goes (default: %(default)s)"
     )
     parser.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
-    parser.set_defaults(model=None, weights="int8", tokenizer=None, check=True)
+    parser.set_defaults(model=None, stop=[], weights="int8", tokenizer=None, check=True)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = read_prompt(arguments.prompt)
     with load_model(arguments, request, prompt, progress) as model:
         _write(f"\n{prompt}")
-        generation = write_text(model, request, prompt, [], Progress(quiet=True), _write)
+        generation = write_text(model, request, prompt, Progress(quiet=True), _write)
         _write("\n\n")
     try:
         with progress.stage("Verilog written"):

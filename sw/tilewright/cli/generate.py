@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = read_prompt(arguments.prompt)
     with load_model(arguments, request, prompt, progress) as model:
         emit = _discard if arguments.json else _write
-        generation = write_text(model, request, prompt, arguments.stop, progress, emit)
+        generation = write_text(model, request, prompt, progress, emit)
         if arguments.json:
             print(json.dumps(report(model, request, generation, arguments.weights)), flush=True)
         else:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tilewright.api import WEIGHTS, Check, Generation, Model, prompt_ids, read_model
+from tilewright.api import WEIGHTS, Check, Generation, Model, check_fits, check_options, prompt_ids, read_model
 from tilewright.cli.options import memory_model, open_checked
 from tilewright.cli.progress import Progress
 from tilewright.devices import device_kind
@@ -24,6 +24,7 @@ class Request:
     memory: MemoryModel
     sampling: Sampling
     max_new_tokens: int
+    stop: tuple[str, ...]
 
     @classmethod
     def check(cls, arguments: argparse.Namespace) -> Request:
@@ -32,18 +33,22 @@ class Request:
         device_kind(arguments.device)
         if arguments.weights not in WEIGHTS:
             raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, not {arguments.weights!r}")
-        if arguments.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be a positive integer, not {arguments.max_new_tokens}")
-        sampling = Sampling(
-            temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p, seed=arguments.seed
+        sampling, stops = check_options(
+            arguments.max_new_tokens,
+            arguments.temperature,
+            arguments.top_k,
+            arguments.top_p,
+            arguments.seed,
+            arguments.stop,
         )
-        return cls(config, memory_model(arguments.memory), sampling, arguments.max_new_tokens)
+        return cls(config, memory_model(arguments.memory), sampling, arguments.max_new_tokens, stops)
 
 
 def load_model(arguments: argparse.Namespace, request: Request, prompt: str, progress: Progress) -> Model:
-    """Read checkpoint and tokenizer, check the prompt, open the device, load the weights: in this order."""
+    """Read checkpoint and tokenizer, check the prompt and that the model fits, open the device, load: in this order."""
     checkpoint, tokenizer = read_model(arguments.model, arguments.weights, arguments.tokenizer)
     prompt_ids(prompt, checkpoint.spec, tokenizer)
+    check_fits(checkpoint.spec, request.config)
     with progress.stage(f"{arguments.device} device ({request.config.name}) opened") as stage:
         device = open_checked(arguments.device, request.config, request.memory, stage.say)
     try:
@@ -55,12 +60,18 @@ def load_model(arguments: argparse.Namespace, request: Request, prompt: str, pro
 
 
 def write_text(
-    model: Model, request: Request, prompt: str, stop: list[str], progress: Progress, emit: Callable[[str], None]
+    model: Model, request: Request, prompt: str, progress: Progress, emit: Callable[[str], None]
 ) -> Generation:
     """Generate, handing each piece of text to `emit` as it is made."""
     s = request.sampling
     run = model.start(
-        prompt, request.max_new_tokens, temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, seed=s.seed, stop=stop
+        prompt,
+        request.max_new_tokens,
+        temperature=s.temperature,
+        top_k=s.top_k,
+        top_p=s.top_p,
+        seed=s.seed,
+        stop=request.stop,
     )
     pieces = iter(run)
     with progress.stage(f"prompt read ({len(run.prompt)} tokens)"):
