@@ -79,7 +79,7 @@ class AccumulatorColumn(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        total = Signal(signed(32))
+        total = Signal(signed(32), reset_less=True)
         for b in range(BANKS):
             m.submodules[f"bank_{b}"] = bank = memory.Memory(shape=signed(32), depth=self.depth, init=[])
             read, write = bank.read_port(), bank.write_port()

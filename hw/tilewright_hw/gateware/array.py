@@ -70,17 +70,21 @@ class ProcessingElement(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        shadow = Signal(signed(8))
-        weight = Signal(signed(8))
-        product = self.o_x * weight
+        # Nothing looks at these before the control bits beside them say so: they need no reset.
+        shadow = Signal(signed(8), reset_less=True)
+        weight = Signal(signed(8), reset_less=True)
+        x = Signal(signed(8), reset_less=True)
+        total = Signal.like(self.o_sum, reset_less=True)
+        product = x * weight
         with m.If(self.load):
             m.d.sync += shadow.eq(self.i_w)
         with m.If(self.valid):
-            m.d.sync += self.o_x.eq(self.i_x)
+            m.d.sync += x.eq(self.i_x)
             with m.If(self.swap):
                 m.d.sync += weight.eq(shadow)
         with m.If(self.add):
-            m.d.sync += self.o_sum.eq(self.i_sum + product if self.row else product)
+            m.d.sync += total.eq(self.i_sum + product if self.row else product)
+        m.d.comb += [self.o_x.eq(x), self.o_sum.eq(total)]
         return m
 
 

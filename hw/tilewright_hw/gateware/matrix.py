@@ -54,7 +54,7 @@ class TileWalker(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        now = Signal(operands(Op.MATMUL))
+        now = Signal(operands(Op.MATMUL), reset_less=True)
         fields = self.cmd.payload
         act, group = Signal(16), Signal(16)  # of this tile; of the first tile of this group
         left = {name: Signal(16, name=f"{name}_left") for name in ("k", "n", "groups")}
@@ -136,8 +136,8 @@ class RowIssuer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         tile = self.i.payload
-        now = Signal(TILE)
-        outer = Signal(16)  # activation word of the first row of this outer row
+        now = Signal(TILE, reset_less=True)
+        outer = Signal(16, reset_less=True)  # activation word of the first row of this outer row
         inner_left, outer_left = Signal(16), Signal(16)
         inner_end, outer_end = inner_left == 1, outer_left == 1
         take = self.i.valid & self.i.ready

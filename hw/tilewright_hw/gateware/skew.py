@@ -12,7 +12,7 @@ def pipeline(m, valid, payload, cycles, name):
     valids, payloads = [valid], [payload]
     for i in range(1, cycles + 1):
         valids.append(Signal(name=f"{name}_valid_{i}"))
-        payloads.append(Signal(payload.shape(), name=f"{name}_{i}"))
+        payloads.append(Signal(payload.shape(), name=f"{name}_{i}", reset_less=True))
         m.d.sync += valids[i].eq(valids[i - 1])
         with m.If(valids[i - 1]):
             m.d.sync += payloads[i].eq(payloads[i - 1])
@@ -73,7 +73,7 @@ class Skew(wiring.Component):
         m.d.comb += self.o.as_value()[:width].eq(line[-width:])
         for stage in range(1, self.latency + 1):
             lane = -(-stage // self.step)
-            late = Signal((self.count - lane) * width, name=f"line_{stage}")
+            late = Signal((self.count - lane) * width, name=f"line_{stage}", reset_less=True)
             with m.If(moving):
                 m.d.sync += late.eq(line)
             if stage % self.step == 0:
