@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import checkpoints
 import pytest
+from console import Done
 
 from tilewright.cli import main
 
@@ -39,15 +39,6 @@ def hf_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def llama2c_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny llama2.c file with its tokenizer beside it; read only."""
     return checkpoints.write_llama2c(tmp_path_factory.mktemp("llama2c"))
-
-
-@dataclass
-class Done:
-    """What a command gave."""
-
-    code: int
-    out: str
-    err: str
 
 
 @pytest.fixture
