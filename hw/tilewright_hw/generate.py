@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilewright_hw.arch.config import AcceleratorConfig
-from tilewright_hw.arch.errors import InputError, TilewrightError
+from tilewright_hw.arch.errors import InputError
 from tilewright_hw.arch.registers import VERSION
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ write_verilog -norename
 """
 
 
-class GenerateError(TilewrightError, RuntimeError):
+class GenerateError(InputError):
     """A tool that makes Verilog is missing or has failed."""
 
 

@@ -15,7 +15,9 @@ from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.errors import DeviceError, InputError
 from tilewright_hw.arch.memory_model import MemoryModel
 from tilewright_hw.arch.registers import REGISTERS
+from tilewright_sim.cache import CacheError
 from tilewright_sim.rtl.build import Progress, build_accelerator
+from tilewright_sim.toolchain import ToolchainError
 from tilewright_sim.toolchain import Trace as TraceFormat
 
 __all__ = ["RtlDevice", "Trace"]
@@ -105,8 +107,8 @@ class RtlDevice:
 
     Raises
     ------
-    ToolchainError, CacheError
-        The simulator cannot be built.
+    InputError
+        The simulator cannot be built: what is missing.
     """
 
     name = "rtl"
@@ -133,6 +135,13 @@ class RtlDevice:
         self._view: NDArray[np.uint8] = np.zeros(0, np.uint8)
         if trace is not None:
             self._open_trace(trace)
+
+    def _build(self, on_progress: Progress | None) -> Path:
+        kind = self.trace.format if self.trace else None
+        try:
+            return build_accelerator(self.config, trace=kind, on_progress=on_progress)
+        except (ToolchainError, CacheError) as e:
+            raise InputError(f"the rtl device cannot be built: {e}") from e
 
     def _open_trace(self, trace: Trace) -> None:
         path = str(trace.path).encode()
