@@ -57,7 +57,10 @@ def from_order_key(key):
 
 
 class FloatParts:
-    """The parts of an F24: sign, exponent, fraction, and the significand with its leading one (0 for zero)."""
+    """The parts of an F24: sign, exponent, fraction, and the significand with its leading one.
+
+    The significand of zero is 0; `normal` has the leading one there too, and is there earlier.
+    """
 
     def __init__(self, x):
         x = Value.cast(x)
@@ -65,6 +68,7 @@ class FloatParts:
         self.exponent = x[15:23]
         self.fraction = x[:15]
         self.significand = Cat(self.fraction, self.exponent.any())
+        self.normal = Cat(self.fraction, C(1, 1))
 
 
 def _pack(sign, fraction, exponent, nonzero):
@@ -146,7 +150,7 @@ class FloatMul(wiring.Component):
         sign = Signal(reset_less=True)
         a, b = FloatParts(self.a), FloatParts(self.b)
         m.d.sync += [
-            product.eq(a.significand * b.significand),
+            product.eq(a.normal * b.normal),
             exponent.eq(a.exponent + b.exponent - 127),
             nonzero.eq(a.exponent.any() & b.exponent.any()),
             sign.eq(a.sign ^ b.sign),
@@ -343,7 +347,7 @@ class FloatToInt8(wiring.Component):
         m = Module()
         x = FloatParts(self.i)
         # At exponent 6 the integer part is the upper 7 bits of the significand.
-        shifted, lost = shift_right(x.significand, (133 - x.exponent)[:3])
+        shifted, lost = shift_right(x.normal, (133 - x.exponent)[:3])
         integer = Signal(7, reset_less=True)
         guard = Signal(reset_less=True)
         sticky = Signal(reset_less=True)

@@ -144,7 +144,7 @@ class Exp2Sigmoid(wiring.Component):
         sticky = Signal(reset_less=True)
         distance = Signal(signed(9))
         m.d.comb += distance.eq(131 - x.exponent)
-        shifted, lost = shift_right(Cat(C(0, 5), x.significand), distance[:5])
+        shifted, lost = shift_right(Cat(C(0, 5), x.normal), distance[:5])
         m.d.sync += [
             sign.eq(x.sign),
             aligned.eq(Mux(distance[5:].any(), 0, shifted)),

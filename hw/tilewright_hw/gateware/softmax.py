@@ -52,8 +52,8 @@ def row_writer(lanes, words):
 def row_reader(lanes, words):
     """Return the ports of a pass towards the buffer it reads, as the pass has them.
 
-    valid, info: the oldest complete row. addr: word of that row to read; data: its contents one cycle later.
-    release: the row is not needed after this cycle's read.
+    valid, info: the oldest complete row. addr: word of that row to read; data: its contents, `RowBuffer.LATENCY` cycles
+    later. release: the row is not needed after this cycle's read.
     """
     return wiring.Signature(
         {
@@ -69,7 +69,8 @@ def row_reader(lanes, words):
 class RowBuffer(wiring.Component):
     """Two rows: one pass fills the one while the next pass reads the other.
 
-    Rows are claimed, written, committed, read and released in the same order.
+    Rows are claimed, written, committed, read and released in the same order. A word read comes `LATENCY` cycles after
+    its address, from the block RAM's output register.
 
     Parameters
     ----------
@@ -86,6 +87,8 @@ class RowBuffer(wiring.Component):
         The pass that reads it.
     """
 
+    LATENCY = 2
+
     def __init__(self, *, lanes, words):
         self.lanes = lanes
         self.words = words
@@ -98,6 +101,7 @@ class RowBuffer(wiring.Component):
         m.submodules.rows = rows = memory.Memory(shape=vector_word(self.lanes), depth=2 << bits, init=[])
         w_port, r_port = rows.write_port(), rows.read_port()
         w_bank, r_bank, c_bank = Signal(), Signal(), Signal()
+        word = Signal.like(r_port.data, reset_less=True)
         claimed = Signal(range(3))
         complete = Signal(2)
         info = Array(Signal.like(writer.info, name=f"info_{bank}", reset_less=True) for bank in range(2))
@@ -106,12 +110,13 @@ class RowBuffer(wiring.Component):
             w_port.addr.eq(Cat(writer.addr, C(0, bits - len(writer.addr)), w_bank)),
             w_port.data.eq(writer.data),
             r_port.addr.eq(Cat(reader.addr, C(0, bits - len(reader.addr)), r_bank)),
-            reader.data.eq(r_port.data),
+            reader.data.eq(word),
             writer.room.eq(claimed != 2),
             reader.valid.eq(complete.bit_select(r_bank, 1)),
             reader.info.eq(Mux(r_bank, info[1], info[0])),
         ]
         m.d.sync += [
+            word.eq(r_port.data),
             claimed.eq(claimed + writer.claim - reader.release),
             w_bank.eq(w_bank ^ (writer.en & writer.last)),
             c_bank.eq(c_bank ^ writer.commit),
@@ -236,7 +241,7 @@ class ExpPass(wiring.Component):
         with m.If(fire):
             m.d.sync += addr.eq(Mux(last, 0, addr + 1))
 
-        latency = 1 + FloatAdd.LATENCY + Exp2.LATENCY
+        latency = RowBuffer.LATENCY + FloatAdd.LATENCY + Exp2.LATENCY
         flags = delay(m, Cat(fire, first, last), latency, name="flags")
         keep = delay(m, Mux(last, info.keep, C(-1, self.lanes)), latency, name="keep")
         m.d.comb += [
@@ -245,7 +250,7 @@ class ExpPass(wiring.Component):
             rows.addr.eq(delay(m, addr, latency, name="addr")),
         ]
         minus_max = Signal(24, reset_less=True)
-        m.d.sync += minus_max.eq(from_order_key(info.scalar) ^ (1 << 23))
+        m.d.sync += minus_max.eq(from_order_key(delay(m, info.scalar, RowBuffer.LATENCY - 1, name="key")) ^ (1 << 23))
         for lane in range(self.lanes):
             m.submodules[f"add_{lane}"] = add = FloatAdd()
             m.submodules[f"exp2_{lane}"] = exp2 = Exp2()
@@ -336,8 +341,8 @@ class ScalePass(wiring.Component):
             m.d.sync += addr.eq(Mux(last, 0, addr + 1))
 
         m.submodules.fifo = fifo = StreamFifo(row_word(self.lanes), self.DEPTH)
-        latency = 1 + FloatMul.LATENCY
-        scalar = delay(m, info.scalar, 1, name="scalar")
+        latency = RowBuffer.LATENCY + FloatMul.LATENCY
+        scalar = delay(m, info.scalar, RowBuffer.LATENCY, name="scalar")
         keep = Mux(last, info.keep, C(-1, self.lanes))
         valid = Signal(latency)
         m.d.sync += valid.eq(Cat(fire, valid))
@@ -369,8 +374,8 @@ class Softmax(wiring.Component):
 
     Flow control: valid/ready on both sides; up to four rows are inside while `o` is not taken. Rows leave in order.
 
-    Throughput: a row of w words every w + 12 + ceil(log2(lanes)) cycles, or fewer. Latency: where all passes are idle,
-    a row's first word leaves about 2 * w + 35 + 2 * ceil(log2(lanes)) cycles after it entered.
+    Throughput: a row of w words every w + 14 + ceil(log2(lanes)) cycles, or fewer. Latency: where all passes are idle,
+    a row's first word leaves about 2 * w + 37 + 2 * ceil(log2(lanes)) cycles after it entered.
 
     Parameters
     ----------
