@@ -68,7 +68,7 @@ def test_integers_of_any_width(kind):
     rng = np.random.default_rng(SEED)
     wide = rng.integers(info.min, info.max, 500, dtype=kind, endpoint=True)
     few = wide >> rng.integers(0, info.bits, 500).astype(kind)
-    ties = [(1 << k) + (1 << (k - 16)) + d for k in range(17, info.bits - 1) for d in (-1, 0, 1)]
+    ties = [(1 << k) + (1 << (k - 16)) + d for k in range(17, info.bits - 1) for d in (-1, 0, 1, 2**10)]
     values = np.concatenate([wide, few, np.array([info.min, info.max, 0, *ties], kind)])
     same(formats.i2f(values), [exact.nearest(Fraction(v)) for v in values.tolist()])
 

@@ -158,6 +158,36 @@ def test_a_store_does_not_imply_its_rows_statistics():
     run(program)  # the vector unit is in order with itself
 
 
+def test_the_vector_unit_completes_one_before_the_next():
+    """STORE has rows of the second VECTOR, so the first is complete, and MATMUL may read what it wrote."""
+    program = [
+        load(LoadDest.ROW),
+        weight(),
+        vector({L: 1}, source=Source.ROW, dest=Dest.ACT),
+        vector({L: 1}, source=Source.ROW, dest=Dest.STORE_FP32),
+        store(),
+        matmul({S: 1}),
+    ]
+    run(program)
+    program[2:4] = reversed(program[2:4])
+    with pytest.raises(HazardError, match="reads the act buffer"):
+        run(program)
+
+
+def test_the_array_completes_in_order():
+    """VECTOR waits for the second MATMUL alone; the first has taken what LOAD read, so STORE may overwrite it."""
+    program = [
+        load(LoadDest.ACT, 0x1000),
+        load(LoadDest.STREAM, 0),
+        weight(0x2000),
+        matmul({L: 2}, stream=1),
+        matmul(acc=1),
+        vector({M: 1}, source=Source.ACC, src=1, dest=Dest.STORE_RAW),
+        store(offset=0),
+    ]
+    run(program)
+
+
 def test_a_chain_of_waits():
     """LOAD waits for STORE, which has VECTOR's rows; a MATMUL that takes LOAD's tile is after all of them."""
     program = [

@@ -172,9 +172,12 @@ def test_long_matmul_is_exact_and_wraps():
     weights = np.full((k, config.rows, config.col_slot), -128, np.int8)
     weights[:, :, 1] = 127
     weights[3, 5, 1] = 126
+    weights[:, :, 2] = np.random.default_rng(2).integers(120, 128, (k, config.rows))
+    act = np.random.default_rng(3).integers(120, 128, (k, config.rows))
     machine.memory.bytes[: weights.size] = weights.view(np.uint8).reshape(-1)
-    machine.buffers.act[:k] = -128
-    matmul = {"k": k, "n": 1, "groups": 1, "rows_outer": 1, "rows_inner": 1, "accumulate": 1}
+    machine.buffers.act[:k], machine.buffers.act[k : 2 * k] = -128, act
+    matmul = {"k": k, "n": 1, "groups": 1, "rows_outer": 2, "rows_inner": 1}
+    matmul |= {"act_outer": k, "accumulate": 1}
     times = 110
     program = []
     for _ in range(times):
@@ -187,6 +190,9 @@ def test_long_matmul_is_exact_and_wraps():
     machine.run(1 << 19)
     wrapped = [(x * times + 2**31) % 2**32 - 2**31 for x in (2**14 * 1280, -128 * (127 * 1280 - 1))]
     assert machine.buffers.acc0[0, :2].tolist() == wrapped
+    exact = int((act.astype(np.int64) * weights[:, :, 2]).sum())
+    assert 2**24 < exact < 2**31 // 100
+    assert machine.buffers.acc0[1, 2] == (exact * times + 2**31) % 2**32 - 2**31
 
 
 def vector_fields(bench):
