@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import enum
+
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, unsigned
-from amaranth.lib import data, enum, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from tilewright_hw.arch.isa import BASES, LoadDest, Op
@@ -23,7 +25,7 @@ COMMANDS = 8
 """LOADs whose data may be outstanding at the same time."""
 
 
-class Requester(enum.Enum, shape=2):
+class Requester(enum.IntEnum):
     """Who asked for a burst."""
 
     FETCH = 0

@@ -141,8 +141,6 @@ class RunWalker(wiring.Component):
         Runs, as bytes, for the addresses.
     o_data : Out(stream of layout_run)
         The same runs for the data side.
-    busy : Out(1)
-        A run is left.
     """
 
     def __init__(self, config):
@@ -155,7 +153,6 @@ class RunWalker(wiring.Component):
                 "i": In(stream.Signature(ROW)),
                 "o": Out(stream.Signature(run(RUN_BITS))),
                 "o_data": Out(stream.Signature(layout_run(self.block_bytes))),
-                "busy": Out(1),
             }
         )
 
@@ -180,7 +177,6 @@ class RunWalker(wiring.Component):
             self.o_data.p.size.eq(size),
             self.o_data.p.step.eq(step),
             self.i.ready.eq(~valid | (taken & row_end)),
-            self.busy.eq(valid),
         ]
         with m.Switch(size):
             for element in Element:
