@@ -34,39 +34,42 @@ class LoadStep:
     """One WEIGHT or LOAD, its operands checked and its regions laid out; a call executes it."""
 
     def __init__(self, machine: Machine, f: Fields, op: Op) -> None:
-        config, bus = machine.config, machine.config.bus_bytes
-        address = machine.bases[f["base"]] + f["offset"]
-        self.size, self.count, stride = f["bytes"], f["count"], f["stride"]
-        check_aligned(address, bus, "the address")
-        check_aligned(self.size, bus, "bytes")
-        if self.count > 1:
-            check_aligned(stride, bus, "stride")
-        if stride == self.size:  # one piece: weights that stay in memory can be recognised
-            self.size, self.count = self.size * self.count, 1
-            runs = f["count"]
-        else:
-            runs = self.count
-        memory = Region("memory", address, ((self.count, stride),), self.size)
-        self.memory = check_memory(machine, memory)
-        self.reads, self.writes = [memory], list[Region]()
+        self.runs = f["count"]
+        self.memory = self._check_source(machine, f)
+        self.reads, self.writes = [self.memory], list[Region]()
+        self.source = self.memory.view(machine.memory.bytes)  # (runs, bytes), or both in one
         self.dest = LoadDest.STREAM if op is Op.WEIGHT else LoadDest(f["dest"])
         self.pushes = self.dest is LoadDest.STREAM
-        self.source = memory.view(machine.memory.bytes)  # (count, size)
         if self.pushes:
             self.fifo = machine.fifos["weight" if op is Op.WEIGHT else "stream"]
-            check_aligned(f["bytes"], config.col_slot, "bytes of tiles")
+            check_aligned(f["bytes"], machine.config.col_slot, "bytes of tiles")
             return
-        if self.dest is LoadDest.ACT:
-            check_aligned(f["bytes"], config.row_slot, "bytes of activation words")
-            words = f["bytes"] // config.row_slot
-        else:
-            self.format = LoadFormat(f["format"])
-            self.elements = f["bytes"] // (4 if self.format is LoadFormat.FP32 else 2)
-            words = -(-self.elements // config.lanes)
-        self.runs = runs
-        self.dst = Region(self.dest.name.lower(), f["dst"], ((runs, f["dst_stride"]),), words)
+        loops = ((self.runs, f["dst_stride"]),)
+        self.dst = Region(self.dest.name.lower(), f["dst"], loops, self._run_words(machine, f))
         self.writes.append(machine.buffers.check(self.dst, "what is loaded"))
         self.into = self.dst.view(machine.buffers.array(self.dst.name))  # (runs, words * width)
+
+    def _check_source(self, machine: Machine, f: Fields) -> Region:
+        """Return the bytes read; in one piece where they are, so that weights that stay can be recognised."""
+        bus = machine.config.bus_bytes
+        address = machine.bases[f["base"]] + f["offset"]
+        check_aligned(address, bus, "the address")
+        check_aligned(f["bytes"], bus, "bytes")
+        if self.runs > 1:
+            check_aligned(f["stride"], bus, "stride")
+        if self.runs == 1 or f["stride"] == f["bytes"]:
+            return check_memory(machine, Region("memory", address, ((1, 0),), f["bytes"] * self.runs))
+        loops = ((self.runs, f["stride"]),)
+        return check_memory(machine, Region("memory", address, loops, f["bytes"]))
+
+    def _run_words(self, machine: Machine, f: Fields) -> int:
+        """Return the words of a buffer that a run fills."""
+        if self.dest is LoadDest.ACT:
+            check_aligned(f["bytes"], machine.config.row_slot, "bytes of activation words")
+            return f["bytes"] // machine.config.row_slot
+        self.format = LoadFormat(f["format"])
+        self.elements = f["bytes"] // (4 if self.format is LoadFormat.FP32 else 2)
+        return -(-self.elements // machine.config.lanes)
 
     def needs(self, region: Region) -> None:
         """Return which words of a source must be defined: all."""
@@ -87,14 +90,12 @@ class LoadStep:
 
     def _push(self, machine: Machine) -> None:
         slot = self.fifo.slot
-        rows = self.size * self.count // slot
-        if self.count == 1:
+        rows = self.source.size // slot
+        if self.source.shape[0] == 1:
             self.fifo.push(Piece(self.memory.start, rows, machine.index))
-        else:
-            data = np.ascontiguousarray(self.source).view(np.int8).reshape(rows, slot)
-            if np.may_share_memory(data, self.source):
-                data = data.copy()
-            self.fifo.push(Piece(0, rows, machine.index, data))
+            return
+        data = self.source.copy().view(np.int8).reshape(rows, slot)
+        self.fifo.push(Piece(0, rows, machine.index, data))
 
     def _floats(self) -> NDArray[np.float64]:
         """Return the elements as F24, each run filled up with zeros to whole words."""
