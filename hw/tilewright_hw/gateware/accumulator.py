@@ -7,6 +7,7 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from tilewright_hw.gateware.fifo import NO_COLLISION
 from tilewright_hw.gateware.layouts import sums_word
 from tilewright_hw.gateware.skew import pipeline
 
@@ -81,7 +82,9 @@ class AccumulatorColumn(wiring.Component):
         m = Module()
         total = Signal(signed(32), reset_less=True)
         for b in range(BANKS):
-            m.submodules[f"bank_{b}"] = bank = memory.Memory(shape=signed(32), depth=self.depth, init=[])
+            m.submodules[f"bank_{b}"] = bank = memory.Memory(
+                shape=signed(32), depth=self.depth, init=[], attrs=NO_COLLISION
+            )
             read, write = bank.read_port(), bank.write_port()
             m.d.comb += [
                 read.en.eq(self.fetch[b] | self.read[b]),

@@ -7,6 +7,7 @@ from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from tilewright_hw.arch.config import AcceleratorConfig
+from tilewright_hw.gateware.fifo import NO_COLLISION
 from tilewright_hw.gateware.layouts import buffer_write, bytes_word
 from tilewright_hw.gateware.results import act_write
 
@@ -17,7 +18,7 @@ class ActBuffer(wiring.Component):
     Flow control: reads and `write` never wait. `i_load` is a stream; it waits while `write.en`.
 
     Latency: `data` one cycle after `en`, and held until the next `en`. What is written in a cycle
-    can be read from the next on.
+    can be read from the next on (in the same cycle, the word read is undefined).
 
     Storage: R/L block memories of L bytes, each with one synchronous read and one write port.
 
@@ -59,7 +60,9 @@ class ActBuffer(wiring.Component):
         addr = Signal(16)
         m.d.comb += addr.eq(Mux(write.en, write.addr, load.addr))
         for p in range(self.config.rows // lanes):
-            m.submodules[f"part_{p}"] = part = memory.Memory(shape=unsigned(bits), depth=self.config.act_words, init=[])
+            m.submodules[f"part_{p}"] = part = memory.Memory(
+                shape=unsigned(bits), depth=self.config.act_words, init=[], attrs=NO_COLLISION
+            )
             w, r = part.write_port(), part.read_port()
             loaded = load.data.as_value()[p * bits :][:bits]
             m.d.comb += [

@@ -6,6 +6,10 @@ from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+NO_COLLISION = {"no_rw_check": 1}
+"""Attribute of a memory whose word is never read in the cycle in which it is written: synthesis need not add logic for
+what a read would then return."""
+
 
 class StreamFifo(wiring.Component):
     """First in, first out: `o` repeats what `i` took, in order.

@@ -6,6 +6,7 @@ from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from tilewright_hw.gateware.fifo import NO_COLLISION
 from tilewright_hw.gateware.layouts import bytes_word
 
 
@@ -58,7 +59,7 @@ class TileBank(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         depth = self.span * self.tiles
-        m.submodules.rows = rows = memory.Memory(shape=bytes_word(self.cols), depth=depth, init=[])
+        m.submodules.rows = rows = memory.Memory(shape=bytes_word(self.cols), depth=depth, init=[], attrs=NO_COLLISION)
         write, read = rows.write_port(), rows.read_port()
         m.d.comb += [write.en.eq(self.write), write.data.eq(self.i), self.o.eq(read.data)]
         with m.If(self.write):
