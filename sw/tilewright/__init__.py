@@ -1,8 +1,9 @@
 """Tilewright: a language-model accelerator that a Python programmer can read, change, simulate and put on an FPGA.
 
-    import tilewright as tw
-    model = tw.load(None, device=tw.open_device("golden", "default"))
-    print(model.generate("Once upon a time", max_new_tokens=64).text)
+>>> import tilewright as tw
+>>> model = tw.load(None, device=tw.open_device("golden", "default"))
+>>> print(model.generate("Once upon a time", max_new_tokens=5).text)
+ there was a king who
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -16,10 +16,10 @@ from tilewright_hw.arch import InputError
 
 PROMPT = "Once upon a time"
 MIN_TOKENS = 64
-SEED = 1
+SEED = 38
 EXAMPLES = examples(
     ("tilewright demo", "a tale by the default accelerator"),
-    ("tilewright demo --seed 2", "another tale"),
+    ("tilewright demo --seed 35", "another tale"),
     ("tilewright demo --config large", "the same words from a larger accelerator, in fewer cycles"),
 )
 NEXT = """\
@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
         "--prompt", default=PROMPT, metavar="TEXT|-", help="the tale's beginning (default: %(default)r)"
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, default=96, metavar="N", help="length of the tale (default: %(default)s)"
+        "--max-new-tokens", type=int, default=77, metavar="N", help="length of the tale (default: %(default)s)"
     )
     add_device(parser, default="rtl")
     add_sampling(parser, temperature=0.8, top_k=40, seed=SEED)
