@@ -207,11 +207,11 @@ def run_pipeline(
 
     async def bench(ctx: Any) -> None:
         for cycle in range(len(vectors) + latency):
-            if cycle >= latency:
-                results.append(read(ctx))
             if cycle < len(vectors):
                 for name, port_value in vectors[cycle].items():
                     ctx.set(getattr(dut, name), port_value)
+            if cycle >= latency:
+                results.append(read(ctx))
             await ctx.tick()
 
     simulator = Simulator(dut)

@@ -29,6 +29,7 @@ from tilewright_hw.arch import PRESETS, AcceleratorConfig
 from tilewright_hw.arch.isa import Add, Dest, Func, Mul, Reduce, Scale, Source
 from tilewright_hw.gateware.float import FloatAdd, FloatMul, FloatToInt8, IntToFloat
 from tilewright_hw.gateware.functions import Exp2Sigmoid
+from tilewright_hw.gateware.reduce import RowScalar
 from tilewright_hw.gateware.vector import VectorUnit
 
 SEED = 20261123
@@ -341,12 +342,16 @@ def test_layer(name):
 
 I2F, MUL, ADD, FUNC = 1 + IntToFloat.LATENCY, FloatMul.LATENCY, FloatAdd.LATENCY, Exp2Sigmoid.LATENCY
 DEQUANTISE = {"source": Source.ACC, "scale": Scale.STAT_B, "param": 1, "dest": Dest.ROW, "dst": 200}
+EXPONENTS = {"source": Source.ROW, "add": Add.NEG_STAT_A, "func": Func.EXP2, "reduce": Reduce.EXPSUM}
 OVERHEAD = {
     "copy": ({"source": Source.ROW, "dest": Dest.ROW, "dst": 200}, 0),
     "raw": ({"source": Source.ACC, "dest": Dest.STORE_RAW}, -2),
     "quantise": ({"source": Source.ROW, "scale": Scale.STAT_A, "dest": Dest.ACT}, MUL + FloatToInt8.LATENCY),
     "dequantise": (DEQUANTISE, I2F + 2 * MUL),
     "residual": (DEQUANTISE | {"add": Add.ROW}, I2F + 2 * MUL + ADD),
+    "max": (DEQUANTISE | {"reduce": Reduce.MAX}, I2F + 2 * MUL + 3),
+    "exponents": (EXPONENTS, ADD + FUNC + 6 + RowScalar.latency(Reduce.EXPSUM)),
+    "scale": (DEQUANTISE | {"reduce": Reduce.QSCALE}, I2F + 2 * MUL + 3 + RowScalar.latency(Reduce.QSCALE)),
     "silu": (DEQUANTISE | {"func": Func.SIGMOID, "mul": Mul.SELF}, I2F + 3 * MUL + FUNC),
 }
 

@@ -5,7 +5,7 @@ are rigid pipelines without flow control; `latency` (an instance's attribute whe
 cycles from input to output.
 """
 
-from amaranth import C, Cat, EnableInserter, Module, Mux, Signal, signed, unsigned
+from amaranth import C, Cat, EnableInserter, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -31,6 +31,8 @@ __all__ = ["AlignToInt", "MaxTree", "RowReduce", "RowScalar", "Square", "SumTree
 
 SUM_WIDTH = 64
 """Bits of a row's sum."""
+TAG_WIDTH = 2
+"""Bits that stay beside an entry on its way."""
 
 
 def check_lanes(lanes):
@@ -56,16 +58,50 @@ def _tree(m, values, combine, *, name):
     return values[0]
 
 
+SUMS = (Reduce.EXPSUM, Reduce.SUMSQ, Reduce.SUM)
+MULTIPLIED = (Reduce.QSCALE, Reduce.SUMSQ, Reduce.SUM)
+INVERTED = (Reduce.QSCALE, Reduce.EXPSUM, Reduce.SUMSQ)
+
+
+def _among(kind, kinds):
+    """Return whether `kind` is one of `kinds` (combinational)."""
+    return Cat(kind == k for k in kinds).any()
+
+
 def _is_sum(kind):
     """Return whether a kind reduces integers (combinational)."""
-    return (kind == Reduce.EXPSUM) | (kind == Reduce.SUMSQ) | (kind == Reduce.SUM)
+    return _among(kind, SUMS)
 
 
-def _asleep_while_empty(m, valid, flight):
-    """Return `m`, all of whose registers stand still while nothing enters or is in flight: less to simulate."""
-    awake = Signal()
-    m.d.comb += awake.eq(valid | flight.any())
-    return EnableInserter(awake)(m)
+class _Way:
+    """The way of rows past the stages of a pipeline, those left out that the kind does not use.
+
+    A stage that is not used keeps nothing: it could come out of it under the next kind.
+    """
+
+    def __init__(self, m, valid, beside):
+        self.m = m
+        self.now = Signal(data.StructLayout({"valid": 1, "beside": len(beside)}))
+        self._valid = [valid]
+        m.d.comb += [self.now.valid.eq(valid), self.now.beside.eq(beside)]
+
+    def past(self, used, x, result, cycles, *, name):
+        """Go past a stage that makes `result` of `x` in `cycles`; return what is there after it."""
+        m, before = self.m, self.now
+        late = Signal.like(before, name=f"{name}_0")
+        m.d.comb += [late.beside.eq(before.beside), late.valid.eq(before.valid & used)]
+        for n in range(cycles):
+            late = delay(m, late, 1, name=f"{name}_{n}")
+            self._valid.append(late.valid)
+        self.now = Signal.like(before, name=f"{name}_now")
+        m.d.comb += self.now.eq(Mux(used, Value.cast(late), Value.cast(before)))
+        return Mux(used, result, x)
+
+    def asleep_while_empty(self, valid=0):
+        """Return the module, whose registers stand still while nothing is in flight (or `valid`): less to simulate."""
+        awake = Signal()
+        self.m.d.comb += awake.eq(Cat(self._valid, valid).any())
+        return EnableInserter(awake)(self.m)
 
 
 class MaxTree(wiring.Component):
@@ -237,7 +273,8 @@ def reduce_beat(lanes):
 
     valid: a beat is here. first, last: it is the first, the last beat that is reduced into one entry (beats of an entry
     follow one another, with or without gaps). data: L floats, +0 in lanes that take no part. keep: lanes that take part
-    (matters for MAX only). exponent: bits 15 to 22 of field a of the source statistics entry (SUMSQ, SUM).
+    (matters for MAX only). exponent: bits 15 to 22 of field a of the source statistics entry (SUMSQ, SUM). tag: comes
+    out beside the entry that ends with this beat.
     """
     return data.StructLayout(
         {
@@ -247,6 +284,7 @@ def reduce_beat(lanes):
             "data": vector_word(lanes),
             "keep": unsigned(lanes),
             "exponent": unsigned(8),
+            "tag": unsigned(TAG_WIDTH),
         }
     )
 
@@ -257,18 +295,13 @@ class RowReduce(wiring.Component):
     MAX (of no elements: +0), ABSMAX and QSCALE give an F24 in the low 24 bits of `value`; EXPSUM, SUMSQ and SUM a
     signed 64-bit integer.
 
-    Rigid pipeline, one beat per cycle; `o.valid` pulses `latency` cycles after a beat with `last`. An entry's integers
-    are aligned to each beat's own `exponent`: it must not change within the entry.
+    Rigid pipeline, one beat per cycle; `o.valid` pulses `latency(kind)` cycles after a beat with `last`. An entry's
+    integers are aligned to each beat's own `exponent`: it must not change within the entry.
 
     Parameters
     ----------
     lanes : int
         Floats per beat.
-
-    Attributes
-    ----------
-    latency : int
-        4 + ceil(log2(lanes)) cycles.
 
     Members
     -------
@@ -277,48 +310,43 @@ class RowReduce(wiring.Component):
     i : In(reduce_beat(lanes))
         Beats.
     o : Out(row_value)
-        {valid, value 64, exponent 8}: ready to be `RowScalar`'s input. `exponent` is that of the first beat.
+        {valid, value 64, exponent 8, tag}: ready to be `RowScalar`'s input. `exponent` is that of the first beat.
     """
 
     def __init__(self, *, lanes):
         self.lanes = check_lanes(lanes)
-        self.latency = 4 + ceil_log2(lanes)
         super().__init__({"kind": In(Reduce), "i": In(reduce_beat(lanes)), "o": Out(row_value())})
+
+    def latency(self, kind):
+        """Return the cycles from the last beat to `o.valid`: 1 + ceil(log2(lanes)), and 3 more for sums."""
+        terms = AlignToInt.LATENCY + Square.LATENCY if kind in SUMS else 0
+        return terms + ceil_log2(self.lanes) + 1
 
     def elaborate(self, platform):
         m = Module()
-        depth = ceil_log2(self.lanes)
-        flags = Cat(self.i.first, self.i.last)
-        flags = delay(m, flags, self.latency - 1, name="flags")
-        flight = Signal(self.latency)
-        m.d.sync += flight.eq(Cat(self.i.valid, flight))
-        exponent = delay(m, self.i.exponent, self.latency - 1, name="exponent")
-        term, key = self._sums(m), self._maxima(m, self.latency - 1 - depth)
+        i, summed = self.i, Signal()
+        m.d.comb += summed.eq(_is_sum(self.kind))
+        way = _Way(m, i.valid, Cat(i.first, i.last, i.tag, i.exponent))
+        way.past(summed, 0, 0, AlignToInt.LATENCY + Square.LATENCY, name="terms")
+        way.past(C(1), 0, 0, ceil_log2(self.lanes), name="tree")
+        valid, beside = way.now.valid, way.now.beside
+        first, last, tag, exponent = beside[0], beside[1], beside[2 : 2 + TAG_WIDTH], beside[2 + TAG_WIDTH :]
+        term, key = self._sums(m), self._maxima(m)
 
         total = Signal(signed(SUM_WIDTH), reset_less=True)
         best = Signal(24, reset_less=True)
-        held = Signal(8, reset_less=True)
-        done = Signal()
-        first, last = flags
-        valid = flight[self.latency - 2]
-        m.d.sync += done.eq(valid & last)
+        m.d.sync += self.o.valid.eq(valid & last)
         with m.If(valid):
             m.d.sync += [
                 total.eq(Mux(first, 0, total) + term),
                 best.eq(Mux(first | (key > best), key, best)),
+                self.o.tag.eq(tag),
             ]
             with m.If(first):
-                m.d.sync += held.eq(exponent)
-
-        summed = Signal()
-        m.d.comb += [
-            summed.eq(_is_sum(self.kind)),
-            self.o.valid.eq(done),
-            self.o.exponent.eq(held),
-            # Key 0 means that no lane took part.
-            self.o.value.eq(Mux(summed, total, Mux(best.any(), from_order_key(best), 0))),
-        ]
-        return _asleep_while_empty(m, self.i.valid, flight)
+                m.d.sync += self.o.exponent.eq(exponent)
+        # Key 0 means that no lane took part.
+        m.d.comb += self.o.value.eq(Mux(summed, total, Mux(best.any(), from_order_key(best), 0)))
+        return way.asleep_while_empty(self.o.valid)
 
     def _sums(self, m):
         """Return the sum of one beat's integers."""
@@ -336,24 +364,26 @@ class RowReduce(wiring.Component):
             ]
         return tree.o
 
-    def _maxima(self, m, cycles):
-        """Return the largest key of one beat, `cycles` after it left the tree."""
+    def _maxima(self, m):
+        """Return the largest key of one beat."""
         m.submodules.max = tree = MaxTree(lanes=self.lanes)
         for lane in range(self.lanes):
             x = self.i.data[lane]
             key = Mux(self.kind == Reduce.MAX, order_key(x), magnitude_key(x))
             m.d.comb += tree.i[lane].eq(Mux(self.i.keep[lane], key, 0))
-        return delay(m, tree.o, cycles, name="best")
+        return tree.o
 
 
 def row_value():
-    """Return the payload between `RowReduce` and `RowScalar`: valid, the row's value, the exponent E (biased)."""
-    return data.StructLayout({"valid": 1, "value": unsigned(SUM_WIDTH), "exponent": unsigned(8)})
+    """Return the payload between `RowReduce` and `RowScalar`: valid, the row's value, its exponent E (biased), tag."""
+    return data.StructLayout(
+        {"valid": 1, "value": unsigned(SUM_WIDTH), "exponent": unsigned(8), "tag": unsigned(TAG_WIDTH)}
+    )
 
 
 def row_entry():
-    """Return the payload of `RowScalar`'s output: valid and the statistics entry (a, b)."""
-    return data.StructLayout({"valid": 1, "a": F24, "b": F24})
+    """Return the payload of `RowScalar`'s output: valid, the statistics entry (a, b), and the tag."""
+    return data.StructLayout({"valid": 1, "a": F24, "b": F24, "tag": unsigned(TAG_WIDTH)})
 
 
 class RowScalar(wiring.Component):
@@ -370,8 +400,8 @@ class RowScalar(wiring.Component):
     SUM      mul(scale2(i2f(value), E-15), const1)                          +0
     =======  =============================================================  ==============
 
-    Rigid pipeline, one row per cycle: integer to float, scale2, multiply, round, add, reciprocal; a kind that needs
-    less multiplies by 1 or adds 0, which change nothing.
+    Rigid pipeline, one row per cycle: integer to float, scale2, multiply, round, add, reciprocal. A kind leaves out
+    the stages that it does not need: `latency(kind)`.
 
     Members
     -------
@@ -382,20 +412,12 @@ class RowScalar(wiring.Component):
     scale16 : In(1)
         QSCALE rounds b to bfloat16.
     i : In(row_value)
-        {valid, value 64, exponent 8}: F24 in the low bits of value for MAX, ABSMAX and QSCALE, a signed integer for the
-        others; exponent: bits 15 to 22 of field a of the source entry (SUMSQ, SUM).
+        {valid, value 64, exponent 8, tag}: F24 in the low bits of value for MAX, ABSMAX and QSCALE, a signed integer
+        for the others; exponent: bits 15 to 22 of field a of the source entry (SUMSQ, SUM).
     o : Out(row_entry)
-        {valid, a, b}, `LATENCY` cycles later.
+        {valid, a, b, tag}, `latency(kind)` cycles later.
     """
 
-    LATENCY = (
-        IntToFloat.LATENCY
-        + Scale2.LATENCY
-        + FloatMul.LATENCY
-        + RoundBf16.LATENCY
-        + FloatAdd.LATENCY
-        + ReciprocalUnit.LATENCY
-    )
     kind: In(Reduce)
     const1: In(F24)
     const2: In(F24)
@@ -403,30 +425,49 @@ class RowScalar(wiring.Component):
     i: In(row_value())
     o: Out(row_entry())
 
+    @staticmethod
+    def latency(kind):
+        """Return the cycles from `i` to `o`: those of the stages that the kind uses."""
+        stages = (
+            (SUMS, IntToFloat.LATENCY + Scale2.LATENCY),
+            (MULTIPLIED, FloatMul.LATENCY),
+            ((Reduce.QSCALE,), RoundBf16.LATENCY),
+            ((Reduce.SUMSQ,), FloatAdd.LATENCY),
+            (INVERTED, ReciprocalUnit.LATENCY),
+        )
+        return sum(cycles for kinds, cycles in stages if kind in kinds)
+
     def elaborate(self, platform):
         m = Module()
-        x = self._scaled(m)
-        x = self._affine(m, x)
+        m.submodules.mul = mul = FloatMul()
+        m.submodules.round = round_ = RoundBf16()
+        m.submodules.add = add = FloatAdd()
         m.submodules.reciprocal = reciprocal = ReciprocalUnit()
-        m.d.comb += [reciprocal.i.eq(x), reciprocal.sqrt.eq(self.kind == Reduce.SUMSQ)]
+        way = _Way(m, self.i.valid, self.i.tag)
 
-        before = delay(m, x, ReciprocalUnit.LATENCY, name="before")
-        m.d.comb += self.o.a.eq(before)
-        with m.Switch(self.kind):
-            with m.Case(Reduce.EXPSUM, Reduce.SUMSQ):
-                m.d.comb += self.o.a.eq(reciprocal.o)
-            with m.Case(Reduce.QSCALE):
-                m.d.comb += [self.o.a.eq(reciprocal.o), self.o.b.eq(before)]
-        flight = Signal(self.LATENCY)
-        m.d.sync += flight.eq(Cat(self.i.valid, flight))
-        m.d.comb += self.o.valid.eq(flight[-1])
-        return _asleep_while_empty(m, self.i.valid, flight)
+        x = way.past(_is_sum(self.kind), self.i.value[:24], *self._scaled(m), name="scaled")
+        m.d.comb += [mul.a.eq(x), mul.b.eq(self.const1)]
+        x = way.past(_among(self.kind, MULTIPLIED), x, mul.o, FloatMul.LATENCY, name="mul")
+        m.d.comb += [round_.i.eq(x), round_.enable.eq(self.scale16)]
+        x = way.past(self.kind == Reduce.QSCALE, x, round_.o, RoundBf16.LATENCY, name="round")
+        m.d.comb += [add.a.eq(x), add.b.eq(self.const2)]
+        x = way.past(self.kind == Reduce.SUMSQ, x, add.o, FloatAdd.LATENCY, name="add")
+        m.d.comb += [reciprocal.i.eq(x), reciprocal.sqrt.eq(self.kind == Reduce.SUMSQ)]
+        scale = delay(m, x, ReciprocalUnit.LATENCY, name="scale")
+        x = way.past(_among(self.kind, INVERTED), x, reciprocal.o, ReciprocalUnit.LATENCY, name="inverse")
+
+        m.d.comb += [
+            self.o.valid.eq(way.now.valid),
+            self.o.tag.eq(way.now.beside),
+            self.o.a.eq(x),
+            self.o.b.eq(Mux(self.kind == Reduce.QSCALE, scale, 0)),
+        ]
+        return way.asleep_while_empty()
 
     def _scaled(self, m):
-        """Return the row's value as a float."""
+        """Return the row's sum as a float, and the cycles that this takes."""
         m.submodules.convert = convert = IntToFloat(SUM_WIDTH)
         m.submodules.scale = scale = Scale2()
-        whole = delay(m, self.i.value[:24], IntToFloat.LATENCY + Scale2.LATENCY, name="whole")
         # E - 15 = exponent - 142
         shift = Signal(signed(10))
         shift_late = delay(m, shift, IntToFloat.LATENCY, name="shift")
@@ -442,23 +483,4 @@ class RowScalar(wiring.Component):
             scale.i.eq(convert.o),
             scale.k.eq(shift_late),
         ]
-        return Mux(_is_sum(self.kind), scale.o, whole)
-
-    def _affine(self, m, x):
-        """Return x * const1 (perhaps rounded to bfloat16) + const2; kinds without them take 1 and 0."""
-        m.submodules.mul = mul = FloatMul()
-        m.submodules.round = round_ = RoundBf16()
-        m.submodules.add = add = FloatAdd()
-        m.d.comb += [
-            mul.a.eq(x),
-            mul.b.eq(127 << 15),
-            round_.i.eq(mul.o),
-            round_.enable.eq((self.kind == Reduce.QSCALE) & self.scale16),
-            add.a.eq(round_.o),
-        ]
-        with m.Switch(self.kind):
-            with m.Case(Reduce.QSCALE, Reduce.SUM):
-                m.d.comb += mul.b.eq(self.const1)
-            with m.Case(Reduce.SUMSQ):
-                m.d.comb += [mul.b.eq(self.const1), add.b.eq(self.const2)]
-        return add.o
+        return scale.o, IntToFloat.LATENCY + Scale2.LATENCY

@@ -55,9 +55,7 @@ class RowStatistics(wiring.Component):
     exponent : Out(8)
         Biased exponent of field a, in time with x5; with reduce_outer that of the first inner row.
     entry : In(row_entry())
-        Entry to write.
-    entry_token : In(Token)
-        The token of the word that completed it, in the same cycle.
+        Entry to write. Tag bit 0: it ends an outer row.
     """
 
     def __init__(self, *, entries):
@@ -77,7 +75,6 @@ class RowStatistics(wiring.Component):
                 "neg_a": Out(F24),
                 "exponent": Out(8),
                 "entry": In(row_entry()),
-                "entry_token": In(Token),
             }
         )
 
@@ -144,8 +141,9 @@ class RowStatistics(wiring.Component):
             target.base.eq(self.next.red),
             target.step_m.eq(self.command.red_m),
             target.step_h.eq(self.command.red_h),
-            target.token.eq(self.entry_token),
             target.token.valid.eq(self.entry.valid),
+            target.token.row_end.eq(1),
+            target.token.outer_end.eq(self.entry.tag[0]),
             port.addr.eq(target.addr[: self._width]),
             port.en.eq(self.entry.valid),
             port.data.a.eq(self.entry.a),

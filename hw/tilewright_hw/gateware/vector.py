@@ -122,7 +122,8 @@ class VectorUnit(wiring.Component):
         command = Signal(operands(Op.VECTOR))
         busy, load = Signal(), Signal()
         writing, reducing = Signal(), Signal()  # what is still to be done for the command
-        entry_last = m.submodules.statistics.entry.valid & m.submodules.statistics.entry_token.last
+        entry = m.submodules.statistics.entry
+        entry_last = entry.valid & entry.tag[1]
         last = m.submodules.results.last
         finished = busy & (last | ~writing) & (entry_last | ~reducing)
         m.d.comb += [
@@ -338,8 +339,8 @@ class VectorUnit(wiring.Component):
             scalar.const2.eq(command.const2 << 8),
             scalar.scale16.eq(command.scale16),
             scalar.i.eq(reduce.o),
+            reduce.i.tag.eq(Cat(x5.outer_end, x5.last)),
             statistics.entry.eq(scalar.o),
-            statistics.entry_token.eq(delay(m, token, reduce.latency + RowScalar.LATENCY, name="entry")),
             statistics.operand.eq(tokens.operand),
             statistics.x0.eq(tokens.x0),
             statistics.addend.eq(tokens.addend),
