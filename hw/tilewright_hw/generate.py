@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -64,7 +65,43 @@ def _accelerator(config: AcceleratorConfig) -> Component:
     return Accelerator(config)
 
 
-def to_rtlil(config: AcceleratorConfig, block: Component | None = None, *, name: str = TOP) -> str:
+def _without_reset(component: Component) -> Component:
+    """Return a component of the same ports in a clock domain without reset.
+
+    Its registers have initial values only, so a simulation spends nothing on reset logic.
+    """
+    from amaranth import ClockDomain, ClockSignal, Module
+    from amaranth.lib import wiring
+
+    members = component.signature.members
+
+    class WithoutReset(wiring.Component):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__({**dict(members), "clk": wiring.In(1)})
+
+        def elaborate(self, platform: object) -> Module:
+            m = Module()
+            m.domains.sync = ClockDomain(reset_less=True)
+            m.d.comb += ClockSignal().eq(self.clk)
+            m.submodules.top = component
+            for name, member in members.items():
+                outer, inner = getattr(self, name), getattr(component, name)
+                if member.flow == wiring.Out:
+                    m.d.comb += outer.eq(inner)
+                else:
+                    m.d.comb += inner.eq(outer)
+            return m
+
+    return WithoutReset()
+
+
+def to_rtlil(
+    config: AcceleratorConfig,
+    block: Component | None = None,
+    *,
+    name: str = TOP,
+    reset: bool = True,
+) -> str:
     """Return the RTLIL of the accelerator, or of one block, without source locations.
 
     Parameters
@@ -72,14 +109,17 @@ def to_rtlil(config: AcceleratorConfig, block: Component | None = None, *, name:
     config : AcceleratorConfig
         The accelerator.
     block : Component, optional
-        Another component to export in its place.
+        Another component to export in its place; its ports are plain signals.
     name : str
         The top module's name.
+    reset : bool
+        Whether it has a port `rst`; without, registers have initial values only (for simulation).
     """
     _need_amaranth()
     from amaranth.back import rtlil
 
-    text = rtlil.convert(block or _accelerator(config), name=name, emit_src=False)
+    top = block or _accelerator(config)
+    text = rtlil.convert(top if reset else _without_reset(top), name=name, emit_src=False)
     return str(text)
 
 
@@ -94,9 +134,25 @@ def _yosys(rtlil: str, script: str) -> str:
         raise GenerateError(f"Yosys failed: {e}") from e
 
 
+_INITIAL = re.compile(r"^  initial begin\n((?:    \S+ \[\d+\] = \d+'h[0-9a-f]+;\n)+)  end\n", re.M)
+_ZERO = re.compile(r"    (\S+) \[\d+\] = (\d+)'h0+;\n")
+
+
+def _loop_over_zeros(match: re.Match[str]) -> str:
+    """Write the clearing of a memory as a loop: one statement per word takes minutes to compile."""
+    first = _ZERO.match(match[1])
+    if first is None or _ZERO.sub("", match[1]):
+        return match[0]
+    words = match[1].count("\n")
+    return (
+        f"  initial begin : clear_{match.start()}\n    integer i;\n"
+        f"    for (i = 0; i < {words}; i = i + 1) {first[1]} [i] = {first[2]}'h0;\n  end\n"
+    )
+
+
 def flatten(rtlil: str, *, top: str = TOP) -> str:
     """Return Verilog of one module, for simulation: Verilator runs it several times faster."""
-    return _yosys(rtlil, _FLATTEN.format(top=top))
+    return _INITIAL.sub(_loop_over_zeros, _yosys(rtlil, _FLATTEN.format(top=top)))
 
 
 def to_verilog(config: AcceleratorConfig, block: Component | None = None, *, name: str = TOP) -> str:

