@@ -19,6 +19,7 @@ from console import Done
 import tilewright as tw
 from tilewright.cli import main
 from tilewright.cli.progress import Progress
+from tilewright_hw import generate
 from tilewright_sim.golden import GoldenDevice
 
 Command = Callable[..., Done]
@@ -267,19 +268,39 @@ def test_configs_toml(command: Command, tmp_path: Path) -> None:
     assert tw.AcceleratorConfig.resolve(str(tmp_path / "mine.toml")) == tw.AcceleratorConfig.preset("edge")
 
 
-def test_verilog(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_verilog(config: tw.AcceleratorConfig, directory: Path) -> Path:
-        directory.mkdir(parents=True)
-        (directory / "x.v").write_text(f"// {config.name}")
-        return directory / "x.v"
+@pytest.fixture
+def quick_verilog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a comment where the Verilog would be; a cache of its own."""
 
-    monkeypatch.setattr("tilewright_hw.generate.write_verilog", write_verilog)
-    done = command("verilog", "--config", "tiny", "-o", tmp_path / "a" / "b")
-    assert (done.code, done.out) == (0, f"{tmp_path / 'a' / 'b' / 'x.v'}\n")
-    assert (tmp_path / "a" / "b" / "x.v").read_text() == "// tiny"
+    def write_verilog(config: tw.AcceleratorConfig, directory: Path) -> Path:
+        path = directory / generate.verilog_file_name(config)
+        path.write_text(f"// {config.name}")
+        return path
+
+    monkeypatch.setattr(generate, "write_verilog", write_verilog)
+    monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path / "cache"))
+
+
+def test_verilog(command: Command, tmp_path: Path, quick_verilog: None) -> None:
+    for _ in range(2):  # made, and from the cache
+        done = command("verilog", "--config", "tiny", "-o", tmp_path / "a" / "b")
+        path = tmp_path / "a" / "b" / "tilewright_tiny.v"
+        assert (done.code, done.out) == (0, f"{path}\n")
+        assert path.read_text() == "// tiny"
+        assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_verilog_without_a_cache(
+    command: Command, tmp_path: Path, quick_verilog: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path / "file"))
+    assert command("verilog", "--config", "tiny", "-o", tmp_path).code == 0
+    assert (tmp_path / "tilewright_tiny.v").read_text() == "// tiny"
 
 
 def test_verilog_without_its_tools(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, "amaranth", None)
     done = command("verilog", "-o", tmp_path / "out", "--quiet")
     assert done.code == 2
@@ -287,14 +308,13 @@ def test_verilog_without_its_tools(command: Command, tmp_path: Path, monkeypatch
     assert not (tmp_path / "out").exists()
 
 
-def test_demo(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tilewright_hw.generate.write_verilog", lambda *_: tmp_path / "tilewright.v")
+def test_demo(command: Command, tmp_path: Path, quick_verilog: None) -> None:
     done = command("demo", "--device", "golden", "--max-new-tokens", "8", "-o", tmp_path)
     assert done.code == 0
     assert done.out.startswith("\nOnce upon a time")
     for text in ("tokens ", "tokens per second ", "golden model ", "bit-exact: golden gave the same tokens"):
         assert text in done.out
-    assert str(tmp_path / "tilewright.v") in done.out
+    assert str(tmp_path / "tilewright_default.v") in done.out
     assert "What to try next:" in done.out
 
 

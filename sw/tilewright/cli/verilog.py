@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 from pathlib import Path
 
 from tilewright.cli.options import Commands, add_config, command, examples
@@ -25,14 +27,35 @@ def add(commands: Commands) -> None:
 
 
 def write(config: AcceleratorConfig, folder: Path) -> Path:
-    """Write the Verilog; returns the path of the top module's file."""
+    """Write the Verilog, from the cache if it holds it; returns the file's path."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} must be a folder, not a file")
     try:
-        from tilewright_hw.generate import write_verilog
+        from tilewright_hw.generate import verilog_file_name, write_verilog
+        from tilewright_sim.cache import CacheError, get_or_build
+        from tilewright_sim.rtl.build import gateware_key
     except ModuleNotFoundError as e:
         raise InputError(f"Verilog needs the package {e.name}: pip install 'tilewright[rtl]'") from e
-    return Path(write_verilog(config, folder))
+    try:
+        label = f"verilog-{config.name}"
+        entry = get_or_build(["verilog 1", *gateware_key(config)], lambda to: _make(config, to), label=label)
+    except CacheError:  # no cache is no reason to write nothing
+        return Path(write_verilog(config, folder))
+    path = folder / verilog_file_name(config)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        shutil.copyfile(entry / path.name, temporary)
+        temporary.replace(path)
+    except OSError as e:
+        raise InputError(f"cannot write {path}: {e.strerror}") from e
+    return path
+
+
+def _make(config: AcceleratorConfig, folder: Path) -> None:
+    from tilewright_hw.generate import write_verilog
+
+    write_verilog(config, folder)
 
 
 def run(arguments: argparse.Namespace) -> int:
