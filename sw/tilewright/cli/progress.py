@@ -29,8 +29,8 @@ class Stage:
 
     def say(self, detail: str) -> None:
         """Say what is being done."""
-        self.detail = " ".join(detail.split())
-        if self._note is not None and self.detail:
+        before, self.detail = self.detail, " ".join(detail.split())
+        if self._note is not None and self.detail not in ("", before):
             self._note(self.detail)
 
     @property
