@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import tilewright
 from tilewright.cli import bench, configs, demo, doctor, generate, verilog
 from tilewright.cli.options import Parser, examples
-from tilewright_hw.arch import DeviceError, InputError
+from tilewright_hw.arch import DeviceError, TilewrightError
 
 __all__ = ["main"]
 
@@ -59,13 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except BrokenPipeError:
         return _nobody_reads()
-    except InputError as e:
+    except DeviceError as e:
+        return _fail(e, str(e), 1)
+    except TilewrightError as e:  # bad input, or a tool that is missing
         return _fail(e, str(e), 2)
     except OSError as e:
         what = f"{e.filename}: {e.strerror}" if e.filename else e.strerror or str(e)
         return _fail(e, what, 2)
-    except DeviceError as e:
-        return _fail(e, str(e), 1)
     except MemoryError as e:
         return _fail(e, "not enough memory on this machine", 1)
     except Exception as e:
