@@ -5,14 +5,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from tilewright_hw.arch import AcceleratorConfig, Instruction, Op, Unit, assemble
+from tilewright_hw.arch import AcceleratorConfig, DeviceError, ErrorCode, Instruction, Op, Unit, assemble
 from tilewright_hw.arch.isa import Dest, Element, LoadDest, Source
 from tilewright_hw.arch.memory_model import MemoryModel
 from tilewright_hw.arch.registers import REGISTERS
 from tilewright_sim.golden import GoldenDevice
-from tilewright_sim.rtl import RtlDevice
+from tilewright_sim.rtl import RtlDevice, Trace
 
 TINY = AcceleratorConfig.preset("tiny")
+ODD = AcceleratorConfig(
+    rows=6, cols=10, lanes=2, bus_bits=32, ingest=1, acc_rows=256, weight_fifo_bytes=2048,
+    stream_fifo_bytes=1024, queue_depth=2, reads_in_flight=3, writes_in_flight=2, burst_beats=8,
+)  # fmt: skip
 PROGRAM, DATA = 0x1000, 0x8000
 SIZE = 1 << 20
 
@@ -60,8 +64,8 @@ class Job:
         image[..., : c.cols] = blocks
         return image
 
-    def matmul(self, name, a, w, *, bank=0, act=0, stream=False, waits=None):
-        """Add a @ w, int32 into memory; return the distances that the next one on this bank waits for."""
+    def matmul(self, name, a, w, *, bank=0, act=0, stream=False, load_waits=None, waits=None):
+        """Add a @ w, int32 into memory, by the five units."""
         c = self.config
         (m, k), n = a.shape, w.shape[1]
         kt, nt = -(-k // c.rows), -(-n // c.cols)
@@ -75,7 +79,7 @@ class Job:
                       dest=LoadDest.STREAM)  # fmt: skip
         else:
             self.emit(Op.WEIGHT, offset=self.place(tiles), bytes=tiles.nbytes, count=1)
-        self.emit(Op.LOAD, waits, offset=source, bytes=image.nbytes + pad, count=1,
+        self.emit(Op.LOAD, load_waits, offset=source, bytes=image.nbytes + pad, count=1,
                   dest=LoadDest.ACT, dst=act)  # fmt: skip
         self.emit(Op.MATMUL, {Unit.LOAD: 1, **(waits or {})}, k=kt, n=nt, groups=1, rows_outer=m,
                   rows_inner=1, act=act, act_outer=kt, bank=bank, stream=stream)  # fmt: skip
@@ -89,26 +93,41 @@ class Job:
         return device.read_memory(address, size).view(dtype).reshape(shape)
 
 
-def run(device, job, limit=2_000_000):
-    """Run a job and return the memory after it."""
+def start(device, job):
+    """Load a job into a device, and start it."""
     program = assemble([*job.code, Instruction(Op.END)])
     assert PROGRAM + len(program) <= DATA
     device.allocate(SIZE)
     device.write_memory(0, job.memory)
     device.write_memory(PROGRAM, program)
-    for name, value in {"PROGRAM_LO": PROGRAM, "IRQ_ENABLE": 3, "IRQ_STATUS": 3, "CONTROL": 1}.items():
+    put(device, PROGRAM_LO=PROGRAM, IRQ_ENABLE=3, IRQ_STATUS=3, CONTROL=1)
+
+
+def put(device, **registers):
+    for name, value in registers.items():
         device.write_register(REGISTERS[name].address, value)
+
+
+def get(device, name):
+    return device.read_register(REGISTERS[name].address)
+
+
+def run(device, job, limit=2_000_000):
+    """Run a job and return the memory after it."""
+    start(device, job)
     device.wait(limit)
-    assert device.read_register(REGISTERS["STATUS"].address) == 2
+    assert get(device, "STATUS") == 2
     return device.read_memory(0, SIZE)
 
 
 def compare(job, memory=None):
-    golden, rtl = GoldenDevice(job.config), RtlDevice(job.config, memory)
+    """Run on both devices and compare; return the RTL's."""
+    golden, rtl = GoldenDevice(job.config, check=True), RtlDevice(job.config, memory)
     rtl.check_outputs()
     wanted, got = run(golden, job), run(rtl, job)
     different = np.flatnonzero(wanted != got)
     assert different.size == 0, f"{different.size} bytes differ, the first at {different[0]:#x}"
+    assert get(rtl, "COUNT_INSTRUCTIONS") == get(golden, "COUNT_INSTRUCTIONS")
     return rtl
 
 
@@ -126,3 +145,113 @@ def test_one_product(shape, memory):
     job.matmul("y", a, w)
     rtl = compare(job, memory)
     np.testing.assert_array_equal(job.result(rtl, "y"), a.astype(np.int32) @ w.astype(np.int32))
+
+
+@pytest.mark.parametrize("config", [TINY, ODD], ids=lambda c: c.name)
+@pytest.mark.parametrize("seed", range(4))
+def test_products_overlap(config, seed):
+    """Two banks and two halves of the activation buffer, in turn; tiles from either FIFO."""
+    print(f"seed {seed}")
+    rng = np.random.default_rng(seed)
+    memory = MemoryModel(latency=int(rng.integers(1, 60)), stall=0.2 * (seed % 2), seed=seed)
+    job = Job(config)
+    wanted, rows = {}, 0
+    for i in range(10):
+        m, k, n = (int(rng.integers(1, limit)) for limit in (10, 25, 25))
+        a, w = int8(rng, m, k), int8(rng, k, n)
+        again = i >= 2  # the buffers were in use before
+        job.matmul(
+            f"y{i}", a, w, bank=i % 2, act=64 * (i % 2), stream=bool(rng.integers(2)),
+            load_waits={Unit.MATRIX: 2} if again else {}, waits={Unit.VECTOR: 2} if again else {},
+        )  # fmt: skip
+        wanted[f"y{i}"] = a.astype(np.int32) @ w.astype(np.int32)
+        rows += m * -(-k // config.rows) * -(-n // config.cols)
+    rtl = compare(job, memory)
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(job.result(rtl, name), value)
+    assert get(rtl, "COUNT_ARRAY_ROWS") == rows
+    assert get(rtl, "COUNT_WRITE_BEATS") >= sum(v.nbytes for v in wanted.values()) // 4
+    assert get(rtl, "COUNT_CYCLES") > rows
+
+
+def product():
+    rng = np.random.default_rng(9)
+    job = Job(TINY)
+    job.matmul("y", int8(rng, 4, 9), int8(rng, 9, 12))
+    return job
+
+
+@pytest.mark.parametrize(
+    ("instruction", "code"),
+    [
+        (Instruction(Op.MATMUL, {"k": 1}), ErrorCode.ILLEGAL_FIELD),
+        (Instruction(Op.WEIGHT, {"offset": SIZE, "bytes": 64, "count": 1}), ErrorCode.READ_RESPONSE),
+        (Instruction(Op.LDREGS, {"offset": SIZE, "count": 3}), ErrorCode.READ_RESPONSE),
+    ],
+    ids=lambda value: value.name if isinstance(value, ErrorCode) else value.op.name,
+)
+def test_errors_stop_the_device(instruction, code):
+    job = product()
+    job.code.append(instruction)
+    job.matmul("z", np.ones((2, 4), np.int8), np.ones((4, 4), np.int8))
+    golden, rtl = GoldenDevice(TINY), RtlDevice(TINY)
+    for device in (golden, rtl):
+        start(device, job)
+        device.wait(100_000)
+        assert (get(device, "STATUS"), get(device, "ERROR")) == (4, code)
+        put(device, CONTROL=1)  # ignored until reset
+        device.wait(100_000)
+        assert (get(device, "STATUS"), get(device, "ERROR")) == (4, code)
+        device.reset()
+        run(device, product())
+
+
+def test_writes_outside_memory_stop_the_device():
+    job = product()
+    job.code[-1] = Instruction(Op.STORE, {**job.code[-1].fields, "offset": SIZE})
+    for device in (GoldenDevice(TINY), RtlDevice(TINY)):
+        start(device, job)
+        device.wait(100_000)
+        assert (get(device, "STATUS"), get(device, "ERROR")) == (4, ErrorCode.WRITE_RESPONSE)
+
+
+def test_a_program_may_end_with_memory():
+    job = Job(TINY)
+    for device in (GoldenDevice(TINY), RtlDevice(TINY)):
+        start(device, job)
+        device.wait(10_000)
+        device.write_memory(SIZE - 64, assemble([Instruction(Op.END)]))
+        put(device, PROGRAM_LO=SIZE - 64, CONTROL=1)
+        device.wait(10_000)
+        assert get(device, "STATUS") == 2
+
+
+@pytest.mark.parametrize("cycles", [30, 90, 170, 333])
+def test_reset_in_the_middle(cycles, tmp_path):
+    job = product()
+    wanted = run(GoldenDevice(TINY), job)
+    # Only the build for waves has the reset logic; without, the simulation begins anew.
+    trace = Trace(path=tmp_path / "reset.vcd", last=20)
+    rtl = RtlDevice(TINY, MemoryModel(stall=0.2, seed=cycles), trace)
+    start(rtl, job)
+    with pytest.raises(DeviceError, match="did not finish"):
+        rtl.wait(cycles)
+    rtl.reset()
+    assert get(rtl, "STATUS") == 0
+    put(rtl, PROGRAM_LO=PROGRAM, IRQ_ENABLE=3, CONTROL=1)
+    rtl.wait(100_000)
+    np.testing.assert_array_equal(rtl.read_memory(0, SIZE), wanted)
+
+
+def test_a_program_runs_again():
+    job = product()
+    rtl = RtlDevice(TINY)
+    wanted = run(rtl, job)
+    cycles = get(rtl, "COUNT_CYCLES")
+    address, shape, _ = job.results["y"]
+    for _ in range(3):
+        rtl.write_memory(address, np.zeros(4 * shape[0] * shape[1], np.uint8))
+        put(rtl, IRQ_STATUS=3, CONTROL=1)
+        rtl.wait(100_000)
+        np.testing.assert_array_equal(rtl.read_memory(0, SIZE), wanted)
+        assert get(rtl, "COUNT_CYCLES") == cycles
