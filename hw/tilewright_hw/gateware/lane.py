@@ -231,17 +231,17 @@ class TokenPath(wiring.Component):
             return Mux(used, Value.cast(late), Value.cast(token))
 
         at_acc = delay(m, self.issue, ACC_LATENCY - 1, name="acc")
-        x3_input = Signal(Token)
+        going_on, x3_input = Signal(Token), Signal(Token)
         m.d.comb += [
-            self.operand.eq(stage(self.issue, ACC_LATENCY - 1 + IntToFloat.LATENCY, path.acc, "i2f")),
+            going_on.eq(self.issue),
+            going_on.valid.eq(self.issue.valid & ~path.raw),
+            self.operand.eq(stage(going_on, ACC_LATENCY - 1 + IntToFloat.LATENCY, path.acc, "i2f")),
             self.param.eq(stage(self.x0, FloatMul.LATENCY, path.mul1, "mul1")),
             self.addend.eq(stage(self.param, FloatMul.LATENCY, path.mul2, "mul2")),
             x3_input.eq(stage(self.addend, FloatAdd.LATENCY, path.add, "add")),
             self.factor.eq(stage(self.x3, Exp2Sigmoid.LATENCY, path.func, "func")),
             self.result.eq(stage(self.factor, FloatMul.LATENCY, path.mul3, "mul3")),
         ]
-        with m.If(path.raw):
-            m.d.comb += self.operand.valid.eq(0)
         # A token that is one cycle ahead of its data at a register's input is in time with it a cycle later, and then
         # one cycle ahead of the register's output.
         m.d.sync += [
