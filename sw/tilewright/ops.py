@@ -42,8 +42,8 @@ from tilewright_hw.arch.isa import (
     assemble,
 )
 
-BLOCK_ROWS = 64
-"""Rows of one pass of a matrix product."""
+PASS_ROWS = 64
+"""Rows times output tiles of one pass of a matrix product: few, so that little is left to store after the last one."""
 
 
 def _device(device: Device | str | None) -> Device:
@@ -113,8 +113,11 @@ class _Matmul:
         self.row_words = round_up(self.shape.k_tiles, self.align)
         self.row_bytes = self.row_words * config.row_slot
         self.k_step = min(self.row_words, config.act_words // 2 // self.align * self.align)
-        self.block = min(m, BLOCK_ROWS, config.acc_rows, config.act_words // 2 // self.k_step)
-        self.n_step = min(self.shape.n_tiles, config.acc_rows // self.block)
+        # Rows that keep the array busy for twice as long as the bus needs for a tile; more of them start later.
+        best = max(2 * config.tile_bytes // config.bus_bytes, 8)
+        most = min(best, config.acc_rows, config.act_words // 2 // self.k_step)
+        self.block = ceil_div(m, ceil_div(m, most))
+        self.n_step = min(self.shape.n_tiles, config.acc_rows // self.block, max(1, PASS_ROWS // self.block))
         self.a = self.memory.add("a", m * self.row_bytes)
         self.b = self.memory.add("b", self.shape.bytes)
         self.stride = round_up(4 * n, config.bus_bytes)
