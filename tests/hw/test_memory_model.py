@@ -19,10 +19,10 @@ def test_text():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("latency", "a memory is written like latency=40,stall=0.1 (of latency, stall, seed, "
-         "bandwidth), not 'latency'"),
-        ("speed=3", "a memory is written like latency=40,stall=0.1 (of latency, stall, seed, "
-         "bandwidth), not 'speed=3'"),
+        ("latency", ("a memory is written like latency=40,stall=0.1 (of latency, stall, seed, "
+         "bandwidth), not 'latency'")),
+        ("speed=3", ("a memory is written like latency=40,stall=0.1 (of latency, stall, seed, "
+         "bandwidth), not 'speed=3'")),
         ("latency=1,latency=2", "memory latency is given twice in 'latency=1,latency=2'"),
         ("latency=1.5", "memory latency must be an integer, not '1.5'"),
         ("stall=x", "memory stall must be a number, not 'x'"),
@@ -39,7 +39,7 @@ def test_bad_text(text, message):
 
 
 def test_bad_kinds():
-    with pytest.raises(InputError, match="^memory latency must be an integer, not True$"):
+    with pytest.raises(InputError, match=r"^memory latency must be an integer, not True$"):
         MemoryModel(latency=True)
-    with pytest.raises(InputError, match="^memory stall must be a number, not '1'$"):
+    with pytest.raises(InputError, match=r"^memory stall must be a number, not '1'$"):
         MemoryModel(stall="1")
