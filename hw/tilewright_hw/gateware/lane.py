@@ -1,8 +1,8 @@
 """The vector unit's arithmetic: one lane, and the way of a word through its stages.
 
 An instruction takes one constant path. A stage that it does not use is left out, not waited for: data and token skip it
-together, and nothing is delayed to keep step. `TokenPath` gives every stage the token of its word one cycle before the
-data, which is when a memory has to be read for it.
+together, and nothing is delayed to keep step. `TokenPath` gives every stage the token of its word before the data, when
+a memory has to be read for it.
 """
 
 from amaranth import Module, Mux, Signal, Value, signed, unsigned
@@ -181,7 +181,7 @@ class Lane(wiring.Component):
 
 
 class TokenPath(wiring.Component):
-    """Takes every word's token along its path, past each stage one cycle before the data.
+    """Takes every word's token along its path, past each stage two cycles before the data.
 
     Rigid; an instruction has left before the next one, with another path, begins.
 
@@ -190,19 +190,15 @@ class TokenPath(wiring.Component):
     path : In(LanePath)
         Stages used.
     issue : In(Token)
-        The word for which accumulators are read, or that is at `operand`.
+        The word for which accumulators are read, or which is read as `operand`.
     integer : Out(Token)
-        At the word chosen from the accumulators (in time with the data, not before it).
+        At the word chosen from the accumulators, in time with the data.
     operand : Out(Token)
-        At x0's input: read the row buffer's operand A and the statistics.
-    param : Out(Token)
-        At the second multiplier: read the parameters.
-    addend : Out(Token)
-        At the adder: read what is added.
-    factor : Out(Token)
-        At the third multiplier: read its factor.
-    result : Out(Token)
-        At x5's input.
+        One cycle before x0's input: read the row buffer's operand A and the statistics.
+    read_param, read_addend, read_factor : Out(Token)
+        Two cycles before the second multiplier, the adder, the third multiplier: read what they need.
+    addend, factor, result : Out(Token)
+        One cycle before the adder, the third multiplier, x5's input.
     x0, x3, x5 : Out(Token)
         At those registers' inputs, in time with the data: the registers hold the word a cycle later.
     """
@@ -211,7 +207,9 @@ class TokenPath(wiring.Component):
     issue: In(Token)
     integer: Out(Token)
     operand: Out(Token)
-    param: Out(Token)
+    read_param: Out(Token)
+    read_addend: Out(Token)
+    read_factor: Out(Token)
     addend: Out(Token)
     factor: Out(Token)
     result: Out(Token)
@@ -230,24 +228,30 @@ class TokenPath(wiring.Component):
             late = delay(m, entering, cycles, name=name)
             return Mux(used, Value.cast(late), Value.cast(token))
 
+        # What is two cycles before a register's input is one cycle before it in `near`, and at it in `self`. It is two
+        # cycles before the register's output in `near`, too.
+        x3, x5 = Signal(Token), Signal(Token)
+        near_x3 = Signal(Token)
         at_acc = delay(m, self.issue, ACC_LATENCY - 1, name="acc")
-        going_on, x3_input = Signal(Token), Signal(Token)
+        going_on = Signal(Token)
         m.d.comb += [
             going_on.eq(self.issue),
             going_on.valid.eq(self.issue.valid & ~path.raw),
             self.operand.eq(stage(going_on, ACC_LATENCY - 1 + IntToFloat.LATENCY, path.acc, "i2f")),
-            self.param.eq(stage(self.x0, FloatMul.LATENCY, path.mul1, "mul1")),
-            self.addend.eq(stage(self.param, FloatMul.LATENCY, path.mul2, "mul2")),
-            x3_input.eq(stage(self.addend, FloatAdd.LATENCY, path.add, "add")),
-            self.factor.eq(stage(self.x3, Exp2Sigmoid.LATENCY, path.func, "func")),
-            self.result.eq(stage(self.factor, FloatMul.LATENCY, path.mul3, "mul3")),
+            self.read_param.eq(stage(self.operand, FloatMul.LATENCY, path.mul1, "mul1")),
+            self.read_addend.eq(stage(self.read_param, FloatMul.LATENCY, path.mul2, "mul2")),
+            x3.eq(stage(self.read_addend, FloatAdd.LATENCY, path.add, "add")),
+            self.read_factor.eq(stage(near_x3, Exp2Sigmoid.LATENCY, path.func, "func")),
+            x5.eq(stage(self.read_factor, FloatMul.LATENCY, path.mul3, "mul3")),
         ]
-        # A token that is one cycle ahead of its data at a register's input is in time with it a cycle later, and then
-        # one cycle ahead of the register's output.
         m.d.sync += [
             self.integer.eq(at_acc),
             self.x0.eq(self.operand),
-            self.x3.eq(x3_input),
+            self.addend.eq(self.read_addend),
+            near_x3.eq(x3),
+            self.x3.eq(near_x3),
+            self.factor.eq(self.read_factor),
+            self.result.eq(x5),
             self.x5.eq(self.result),
         ]
         return m

@@ -246,15 +246,15 @@ class VectorUnit(wiring.Component):
             param_address.step_m.eq(command.par_m),
             param_address.step_h.eq(command.par_h),
             param_address.step.eq(1),
-            param_address.token.eq(tokens.param),
+            param_address.token.eq(tokens.read_param),
             param.addr.eq(param_address.addr),
-            param.en.eq(tokens.param.valid & tokens.path.mul2),
+            param.en.eq(tokens.read_param.valid & tokens.path.mul2),
         ]
         with m.Switch(row_use):
             for use, token in (
                 (RowUse.OPERAND, tokens.operand),
-                (RowUse.ADDEND, tokens.addend),
-                (RowUse.FACTOR, tokens.factor),
+                (RowUse.ADDEND, tokens.read_addend),
+                (RowUse.FACTOR, tokens.read_factor),
             ):
                 with m.Case(use):
                     m.d.comb += row_address.token.eq(token)
@@ -275,7 +275,7 @@ class VectorUnit(wiring.Component):
         row, param = m.submodules.row.data, m.submodules.param.data
         for i, lane in enumerate(lanes):
             m.submodules[f"lane{i}"] = lane
-            operand = row[i]
+            operand = m.submodules.row.early[i]
             if i == 0:  # rows that begin with b have one element
                 operand = Mux(command.source == Source.STAT, statistics.b, operand)
             m.d.comb += [

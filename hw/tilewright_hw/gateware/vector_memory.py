@@ -13,8 +13,9 @@ __all__ = ["VectorMemory"]
 class VectorMemory(wiring.Component):
     """Words of L floats: one read port, and one write port that the vector unit shares with loads.
 
-    A word is read a cycle after `en`, and stays at `data` until the next. Writes are seen by reads from the next cycle
-    on. `write` is never refused; `i_load` waits for it.
+    A word is at `early` a cycle after `en`, straight from the memory, and at `data`, a register, two cycles after; it
+    stays there until the next. Writes are seen by reads from the next cycle on. `write` is never refused; `i_load`
+    waits for it.
 
     Parameters
     ----------
@@ -29,7 +30,7 @@ class VectorMemory(wiring.Component):
         Read.
     addr : In(16)
         Word to read.
-    data : Out(vector_word(lanes))
+    early, data : Out(vector_word(lanes))
         What was read.
     write_en : In(1)
         Write `write`.
@@ -48,6 +49,7 @@ class VectorMemory(wiring.Component):
             {
                 "en": In(1),
                 "addr": In(16),
+                "early": Out(vector_word(lanes)),
                 "data": Out(vector_word(lanes)),
                 "write_en": In(1),
                 "write": In(word),
@@ -60,10 +62,14 @@ class VectorMemory(wiring.Component):
         m.submodules.memory = store = memory.Memory(shape=vector_word(self.lanes), depth=self.words, init=[])
         read, write = store.read_port(), store.write_port()
         chosen = Signal.like(self.write)
+        fresh = Signal()
+        m.d.sync += fresh.eq(self.en)
+        with m.If(fresh):
+            m.d.sync += self.data.eq(read.data)
         m.d.comb += [
             read.en.eq(self.en),
             read.addr.eq(self.addr[: self._width]),
-            self.data.eq(read.data),
+            self.early.eq(read.data),
             self.i_load.ready.eq(~self.write_en),
             chosen.eq(Mux(self.write_en, Value.cast(self.write), Value.cast(self.i_load.payload))),
             write.en.eq(self.write_en | self.i_load.valid),
