@@ -30,10 +30,13 @@ __all__ = [
 ]
 
 
-def delay(m, value, cycles, *, name):
-    """Return `value` as it was `cycles` cycles ago (a chain of registers; `value` itself for 0)."""
+def delay(m, value, cycles, *, name, reset_less=True):
+    """Return `value` as it was `cycles` cycles ago (a chain of registers; `value` itself for 0).
+
+    Data needs no reset; bits that something is done for do (`reset_less=False`), or it is done after the reset.
+    """
     for n in range(cycles):
-        register = Signal.like(value, name=f"{name}_{n + 1}", reset_less=True)
+        register = Signal.like(value, name=f"{name}_{n + 1}", reset_less=reset_less)
         m.d.sync += register.eq(value)
         value = register
     return value

@@ -169,7 +169,7 @@ class MaxPass(wiring.Component):
         with m.If(fire):
             m.d.sync += addr.eq(Mux(last, 0, addr + 1))
 
-        flags = delay(m, Cat(fire, first, last), FloatMul.LATENCY, name="flags")
+        flags = delay(m, Cat(fire, first, last), FloatMul.LATENCY, name="flags", reset_less=False)
         keep = Mux(word.last, word.keep, C(-1, lanes))
         keep = delay(m, keep, FloatMul.LATENCY, name="keep")
         m.d.comb += [
@@ -188,7 +188,7 @@ class MaxPass(wiring.Component):
             ]
 
         best = Signal(24, reset_less=True)
-        fire, first, last = delay(m, flags, tree.latency, name="flags_late")
+        fire, first, last = delay(m, flags, tree.latency, name="flags_late", reset_less=False)
         with m.If(fire & (first | (tree.o > best))):
             m.d.sync += best.eq(tree.o)
         m.d.sync += rows.commit.eq(fire & last)
@@ -242,7 +242,7 @@ class ExpPass(wiring.Component):
             m.d.sync += addr.eq(Mux(last, 0, addr + 1))
 
         latency = RowBuffer.LATENCY + FloatAdd.LATENCY + Exp2.LATENCY
-        flags = delay(m, Cat(fire, first, last), latency, name="flags")
+        flags = delay(m, Cat(fire, first, last), latency, name="flags", reset_less=False)
         keep = delay(m, Mux(last, info.keep, C(-1, self.lanes)), latency, name="keep")
         m.d.comb += [
             rows.en.eq(flags[0]),
@@ -271,7 +271,7 @@ class ExpPass(wiring.Component):
             m.submodules[f"align_{lane}"] = align = AlignToInt()
             m.d.comb += [align.i.eq(rows.data[lane]), align.unit.eq(1), tree.i[lane].eq(align.o)]
         latency = AlignToInt.LATENCY + tree.latency
-        fire, first, last = delay(m, flags, latency, name="flags_sum")
+        fire, first, last = delay(m, flags, latency, name="flags_sum", reset_less=False)
         total = Signal(signed(27 + ceil_log2(self.lanes * self.words)), reset_less=True)
         with m.If(fire):
             m.d.sync += total.eq(Mux(first, 0, total) + tree.o)
