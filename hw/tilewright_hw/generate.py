@@ -159,9 +159,13 @@ def flatten(rtlil: str, *, top: str = TOP) -> str:
     return _INITIAL.sub(_loop_over_zeros, _yosys(rtlil, _FLATTEN.format(top=top)))
 
 
+# Yosys declares fields of no bits, which nothing refers to: in Verilog [-1:0] would be two bits.
+_NO_BITS = re.compile(r"^  wire \[-1:0\] .*;\n", re.M)
+
+
 def to_verilog(config: AcceleratorConfig, block: Component | None = None, *, name: str = TOP) -> str:
     """Return hierarchical Verilog of the accelerator, or of one block; the same text each time."""
-    return _yosys(to_rtlil(config, block, name=name), _KEEP_HIERARCHY.format(top=name))
+    return _NO_BITS.sub("", _yosys(to_rtlil(config, block, name=name), _KEEP_HIERARCHY.format(top=name)))
 
 
 def _plain_groups(component: Component) -> dict[str, list[tuple[Any, Any]]]:

@@ -330,7 +330,8 @@ class Packer(wiring.Component):
                     for i, byte in enumerate(self._bytes):
                         if i // size < self.config.lanes:
                             value = words[i // size][8 * (i % size) : 8 * (i % size) + 8]
-                            m.d.sync += byte.eq(Cat(value, now.count >= i // size))
+                            used = now.count >= i // size if i >= size else Const(1)
+                            m.d.sync += byte.eq(Cat(value, used))
 
     def _write_lanes(self, m):
         """Second stage: repeat the piece, and write the lanes that its address names."""
