@@ -44,6 +44,12 @@ __all__ = [
 Target = Literal["ecp5", "xc7"]
 Technology = Literal["block RAM", "LUT RAM", "flip-flops", "logic"]
 
+_XC7_LUT_RAM = {
+    "RAM(32|64)X1S": 1,
+    "RAM(32|64)X1D|RAM128X1S": 2,
+    "RAM(32|64)M|RAM128X1D|RAM256X1S": 4,
+}  # how many tables each cell takes
+
 LINT_WAIVERS: Mapping[str, str] = {
     "DECLFILENAME": "one file holds every module and is named after the configuration",
     "UNUSEDSIGNAL": "Amaranth names every field of a payload, also those that a block does not use",
@@ -110,11 +116,13 @@ class Synthesis:
 
     @property
     def luts(self) -> int:
-        """Lookup tables: of logic, and on ECP5 of carry chains (2 a cell) and LUT RAM (6 a cell) too."""
+        """Lookup tables, also those of carry chains (ECP5), LUT RAM and shift registers."""
         if self.target == "ecp5":
             # Four tables hold a DPR16X4's words, and its write port takes the place of two more.
             return self._count("LUT4") + 2 * self._count("CCU2C") + 6 * self._count("TRELLIS_DPR16X4")
-        return self._count("LUT[1-6]|INV")
+        return self._count("LUT[1-6]|INV|SRL16E|SRLC32E") + sum(
+            tables * self._count(cells) for cells, tables in _XC7_LUT_RAM.items()
+        )
 
     @property
     def flip_flops(self) -> int:
@@ -135,8 +143,8 @@ class Synthesis:
 
     @property
     def lut_rams(self) -> int:
-        """Cells of LUT RAM: 16x4 bits on ECP5; on xc7 of several sizes, shift registers not among them."""
-        return self._count("TRELLIS_DPR16X4|RAM(32|64|128|256)[MXDS].*")
+        """Cells of LUT RAM: 16x4 bits on ECP5, several sizes on xc7."""
+        return self._count("|".join(["TRELLIS_DPR16X4", *_XC7_LUT_RAM]))
 
     def report(self) -> str:
         """Return the figures and the memories as text."""
