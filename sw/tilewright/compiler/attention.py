@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from tilewright.compiler.block import Block, Operands
@@ -25,10 +26,11 @@ from tilewright_hw.arch.isa import (
 class AttentionBlock(Block):
     """A block with grouped-query attention."""
 
-    def attention(self, layer: int) -> None:
-        """Add a layer's attention to the residual stream."""
+    def attention(self, layer: int) -> Iterator[None]:
+        """Add a layer's attention to the residual stream, phase by phase."""
         plan, spec = self.plan, self.spec
         self.normalise(self.image.norms[f"layers.{layer}.attn_norm"])
+        yield
         matrix = self.image.matrices[f"layers.{layer}.qkv"]
         width = (spec.heads + 2 * spec.kv_heads) * plan.head_words
         for first, tiles in self.chunks(matrix):
@@ -45,12 +47,15 @@ class AttentionBlock(Block):
                 width,
                 comment="queries, keys, values",
             )
+        yield
         self._rotate_and_store(layer, width)
+        yield
         for first in range(0, spec.kv_heads, plan.kv_chunk):
-            self._attend(layer, first, min(plan.kv_chunk, spec.kv_heads - first))
+            yield from self._attend(layer, first, min(plan.kv_chunk, spec.kv_heads - first))
         n = spec.heads * plan.head_words * self.config.lanes
         self.row_scale(plan.heads_out, n, "so")
         self.quantise(plan.heads_out, n, plan.act_o, "so")
+        yield
         self.add_product(self.image.matrices[f"layers.{layer}.wo"], plan.act_o, "so", "x += attention")
 
     def _rotate_and_store(self, layer: int, width: int) -> None:
@@ -112,7 +117,7 @@ class AttentionBlock(Block):
             **address(part.start),
         )  # fmt: skip
 
-    def _attend(self, layer: int, g0: int, kv: int) -> None:
+    def _attend(self, layer: int, g0: int, kv: int) -> Iterator[None]:
         """Attention of KV heads g0..g0+kv-1 and their query heads."""
         plan, spec, config, image, at = self.plan, self.spec, self.config, self.image, self.at
         group, m = spec.group, self.m
@@ -128,13 +133,13 @@ class AttentionBlock(Block):
         self._load_scales(image.key_scales[layer], g0, kv, plan.key_scales, ws)
         self._load_scales(image.value_scales[layer], g0, kv, plan.value_scales, ws)
         self._load_cache(image.keys[layer], g0 * image.key_head, kv, image.key_head, at["key_bytes"])
-        scores = Region(f"acc{self.bank}", 0, config.acc_rows)
+        scores = Region(f"acc{self.e.bank}", 0, config.acc_rows)
         self.e.emit(
-            Op.MATMUL, [plan.act_q], [scores], "scores", stream=1, bank=self.bank, k=head_k, n=at["key_tiles"],
+            Op.MATMUL, [plan.act_q], [scores], "scores", stream=1, bank=self.e.bank, k=head_k, n=at["key_tiles"],
             groups=kv, act=plan.act_q.start + g0 * group * head_k, act_group=group * head_k, rows_outer=group,
             act_outer=head_k, rows_inner=m, act_inner=spec.heads * head_k,
         )  # fmt: skip
-        self.bank ^= 1
+        self.e.bank ^= 1
         qk = spec.heads + spec.kv_heads
         stride = at["score_stride"]
         for j, outer in self._group_loops():
@@ -178,6 +183,7 @@ class AttentionBlock(Block):
             **flat | {"dst_m": hc * k_t, "dst_h": k_t}, **by_head, **self._mask(False), source=Source.ROW,
             src=plan.scores.start, scale=Scale.STAT_A, dest=Dest.ACT, dst=plan.act_p.start,
         )  # fmt: skip
+        yield
         self._weigh_values(layer, g0, kv, k_t)
 
     def _weigh_values(self, layer: int, g0: int, kv: int, k_t: int) -> None:
@@ -191,13 +197,13 @@ class AttentionBlock(Block):
             image.value_run,
             self.at["value_bytes"],
         )
-        acc = Region(f"acc{self.bank}", 0, config.acc_rows)
+        acc = Region(f"acc{self.e.bank}", 0, config.acc_rows)
         self.e.emit(
-            Op.MATMUL, [plan.act_p], [acc], "probabilities times values", stream=1, bank=self.bank,
+            Op.MATMUL, [plan.act_p], [acc], "probabilities times values", stream=1, bank=self.e.bank,
             k=self.at["value_tiles"], n=image.value_tiles, groups=kv, act=plan.act_p.start, act_group=group * k_t,
             rows_outer=group, act_outer=k_t, rows_inner=m, act_inner=hc * k_t,
         )  # fmt: skip
-        self.bank ^= 1
+        self.e.bank ^= 1
         hw = plan.head_words
         width = spec.heads * hw
         for j, outer in self._group_loops():

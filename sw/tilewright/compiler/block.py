@@ -30,14 +30,17 @@ Operands = dict[str, Any]
 class Block:
     """Emits one block of m rows.
 
-    Rows live in the row buffer as `plan` says; `self.bank` is the accumulator bank of the next product.
+    Rows live in the row buffer as `plan` says. Several blocks may share an emitter and take turns phase by phase: the
+    array works for one while the vector unit works for another. Methods that are generators yield between phases.
     """
 
-    def __init__(self, image: ModelImage, plan: Plan, positions: Positions) -> None:
+    def __init__(
+        self, image: ModelImage, plan: Plan, positions: Positions, emitter: Emitter, first_row: int = 0
+    ) -> None:
         self.image, self.plan, self.at = image, plan, positions
         self.spec, self.config, self.m = image.spec, image.config, plan.m
-        self.e = Emitter()
-        self.bank = 0
+        self.e = emitter
+        self.first_row = first_row
         self.norm_slot = 0
         self.scale_slot = 0
         self.w_dim = ceil_div(self.spec.dim, self.config.lanes)
@@ -49,8 +52,9 @@ class Block:
             at = address(region.start)
             self.e.emit(
                 Op.LOAD, [region], [x.part(row * self.w_dim, self.w_dim)], f"embedding of row {row}",
-                base=at["base"], offset=Value(at["offset"], TOKEN_REGISTER + row), bytes=self.image.embedding_row,
-                count=1, dest=LoadDest.ROW, format=LoadFormat.BF16, dst=x.start + row * self.w_dim,
+                base=at["base"], offset=Value(at["offset"], TOKEN_REGISTER + self.first_row + row),
+                bytes=self.image.embedding_row, count=1, dest=LoadDest.ROW, format=LoadFormat.BF16,
+                dst=x.start + row * self.w_dim,
             )  # fmt: skip
         self.vector(
             [x], [], red="x", comment="absmax of x",
@@ -137,13 +141,13 @@ class Block:
             Op.WEIGHT, [tile_region], [], "weights", bytes=size, count=count, stride=size if count > 1 else 0,
             **address(at),
         )  # fmt: skip
-        acc = Region(f"acc{self.bank}", 0, tiles * m)
+        acc = Region(f"acc{self.e.bank}", 0, tiles * m)
         words = shape.k_tiles
         self.e.emit(
             Op.MATMUL, [act], [acc], "matrix product", k=words, n=tiles, groups=1, rows_outer=1, rows_inner=m,
-            act=act.start + row * words, act_inner=words, bank=self.bank,
+            act=act.start + row * words, act_inner=words, bank=self.e.bank,
         )  # fmt: skip
-        self.bank ^= 1
+        self.e.bank ^= 1
         return acc
 
     def scales(self, matrix: Matrix, first: int, tiles: int) -> Region:

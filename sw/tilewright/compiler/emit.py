@@ -70,6 +70,8 @@ class Emitter:
     """Collects a program; see the module's text."""
 
     program: list[Instruction] = field(default_factory=list)
+    bank: int = 0
+    """Accumulator bank of the next product: products take turns, so that one is drained while the next is made."""
     _issued: dict[Unit, int] = field(default_factory=lambda: dict.fromkeys(Unit, 0))
     _accesses: dict[str, list[_Access]] = field(default_factory=dict)
 

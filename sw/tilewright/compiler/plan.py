@@ -45,6 +45,10 @@ class Space:
     def __init__(self, name: str, size: int, start: int = 0) -> None:
         self.name, self.size, self.top = name, size, start
 
+    def part(self, share: int) -> int:
+        """Return the end of the next block's part, if what is left is shared equally by `share` blocks."""
+        return self.top + (self.size - self.top) // share
+
     def take(self, size: int, what: str) -> Region:
         """Reserve `size` words; InputError if the buffer is too small."""
         if self.top + size > self.size:
@@ -94,11 +98,37 @@ def padded_head(spec: LlamaSpec, config: AcceleratorConfig) -> int:
     return ceil_div(spec.head_dim, config.lanes) * config.lanes
 
 
-def make_plan(spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling) -> Plan:
-    """Plan a program of m rows and up to t keys; InputError if it does not fit the configuration."""
+def make_plans(spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling) -> list[Plan]:
+    """Plan a program of m rows and up to t keys, as one block or as two that take turns.
+
+    Two blocks pay when each keeps the array busy for as long as the bus needs to bring a tile.
+    InputError if it does not fit the configuration.
+    """
+    parts = 2 if m >= 2 * max(config.tile_bytes // config.bus_bytes, 2) else 1
+    sizes = [(m + i) // parts for i in range(parts)]
+    spaces = {
+        "row": Space("row", config.row_words),
+        "act": Space("act", config.act_words),
+        "param": Space("param", config.param_words),
+        "stat": Space("stat", config.stat_entries),
+    }
+    plans = []
+    for i, size in enumerate(sizes):
+        plans.append(_make_plan(spec, config, size, t, tiling, spaces, parts - i))
+    return plans
+
+
+def _make_plan(
+    spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling, spaces: dict[str, Space], share: int
+) -> Plan:
+    """Plan one block in what is left of the buffers, of which `share` blocks still want a part."""
     for kv in range(min(tiling.kv_heads or spec.kv_heads, spec.kv_heads), 0, -1):
+        trial = {name: Space(name, space.part(share), space.top) for name, space in spaces.items()}
         try:
-            return _place(spec, config, m, t, kv, tiling)
+            plan = _place(spec, config, m, t, kv, tiling, trial)
+            for name, space in trial.items():
+                spaces[name].top = space.top
+            return plan
         except InputError:
             if kv == 1:
                 raise
@@ -111,13 +141,13 @@ def largest_block(spec: LlamaSpec, config: AcceleratorConfig, t: int, tiling: Ti
 
     def fits(m: int) -> bool:
         try:
-            make_plan(spec, config, m, t, tiling)
+            make_plans(spec, config, m, t, tiling)
         except InputError:
             return False
         return True
 
     if not fits(1):
-        make_plan(spec, config, 1, t, tiling)
+        make_plans(spec, config, 1, t, tiling)
     return _bisect(1, limit, fits)
 
 
@@ -128,7 +158,9 @@ def _bisect(low: int, high: int, good: Callable[[int], bool]) -> int:
     return low
 
 
-def _place(spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, kv: int, tiling: Tiling) -> Plan:
+def _place(
+    spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, kv: int, tiling: Tiling, spaces: dict[str, Space]
+) -> Plan:
     lanes, r, c = config.lanes, config.rows, config.cols
     head = padded_head(spec, config) // lanes
     total_heads = spec.heads + 2 * spec.kv_heads
@@ -141,23 +173,24 @@ def _place(spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, kv: int, 
             f"{t} keys of one KV head for {m} rows need {acc} accumulator rows; acc_rows is {config.acc_rows}"
         )
 
-    row = Space("row", config.row_words)
+    row, act, param, stat = (spaces[name] for name in ("row", "act", "param", "stat"))
     x = row.take(m * w_dim, "the residual stream")
     normed = row.take(m * w_dim, "the normalised rows")
     shared = row.top
     qkv = row.take(m * total_heads * head, "queries, keys and values")
     heads_out = row.take(m * spec.heads * head, "the attention's output")
     scores = row.take(m * hc * w_t, "attention scores")
-    hidden = Space("row", config.row_words, shared).take(m * w_ffn, "the feed-forward rows")
+    # Attention's rows are dead when the feed-forward ones come to life.
+    feed_forward = Space("row", row.size, shared)
+    hidden = feed_forward.take(m * w_ffn, "the feed-forward rows")
+    row.top = max(row.top, feed_forward.top)
 
-    act = Space("act", config.act_words)
     act_x = act.take(m * ceil_div(spec.dim, r), "quantised rows")
     act_q = act.take(m * spec.heads * ceil_div(spec.head_dim, r), "quantised queries")
     act_p = act.take(m * hc * ceil_div(t, r), "quantised probabilities")
     act_o = act.take(m * ceil_div(spec.heads * head * lanes, r), "the quantised attention output")
     act_h = act.take(m * ceil_div(spec.ffn, r), "quantised feed-forward rows")
 
-    param = Space("param", config.param_words)
     norms = (param.take(w_dim, "a norm's weights"), param.take(w_dim, "a norm's weights"))
     rope = param.take(m * head, "rotary factors")
     key_scales = param.take(kv * w_t_bytes(t, config), "key scales")
@@ -170,7 +203,6 @@ def _place(spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, kv: int, 
         raise InputError(f"a block of {m} rows leaves no room for a matrix product's columns")
     scales = (param.take(chunk * tile_words, "scales"), param.take(chunk * tile_words, "scales"))
 
-    stat = Space("stat", config.stat_entries)
     sizes = {
         "x": m, "rms": m, "sx": m, "sh": m, "so": m,
         "sq": m * (spec.heads + spec.kv_heads), "sv": m * spec.kv_heads,
