@@ -157,37 +157,39 @@ class RowLoops(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        words, inner, outer = Signal(16), Signal(16), Signal(16)  # what is left, this one included
-        per_row, per_outer, pad = Signal(16), Signal(16), Signal()
-        part = Signal(range(self.parts))
         token = self.token
-        filled = ~pad | (part == self.parts - 1)
+        # What is left, this word included, and the part of an activation word that it is.
+        counts = data.StructLayout({"words": 16, "inner": 16, "outer": 16, "part": range(self.parts)})
+        now, then = Signal(counts), Signal(counts)
+        per_row, per_outer, pad = Signal(16), Signal(16), Signal()
+        row_end, inner_end, outer_end = Signal(), Signal(), Signal()  # registers: many adders wait for them
+        fill = Signal()
         m.d.comb += [
             token.valid.eq(self.active & self.advance),
-            token.row_end.eq((words[1:] == 0) & filled),  # 0: past n, padding
-            token.outer_end.eq(token.row_end & (inner == 1)),
-            token.last.eq(token.outer_end & (outer == 1)),
+            token.row_end.eq(row_end),
+            token.outer_end.eq(row_end & inner_end),
+            token.last.eq(row_end & inner_end & outer_end),
+            then.eq(now),
+            fill.eq(pad),
         ]
         with m.If(self.load):
             count = (self.n + (self.lanes - 1)) >> exact_log2(self.lanes)
-            m.d.sync += [
-                self.active.eq(1),
-                words.eq(count),
-                per_row.eq(count),
-                inner.eq(self.h),
-                per_outer.eq(self.h),
-                outer.eq(self.m),
-                pad.eq(self.pad),
-                part.eq(0),
-            ]
+            m.d.comb += [then.words.eq(count), then.inner.eq(self.h), then.outer.eq(self.m)]
+            m.d.comb += [then.part.eq(0), fill.eq(self.pad)]
+            m.d.sync += [per_row.eq(count), per_outer.eq(self.h), pad.eq(self.pad), self.active.eq(1)]
         with m.Elif(token.valid):
-            m.d.sync += part.eq(Mux(part == self.parts - 1, 0, part + 1))
-            with m.If(words != 0):
-                m.d.sync += words.eq(words - 1)
+            m.d.comb += then.words.eq(Mux(now.words == 0, 0, now.words - 1))  # 0: past n, padding
+            m.d.comb += then.part.eq(Mux(now.part == self.parts - 1, 0, now.part + 1))
             with m.If(token.row_end):
-                m.d.sync += [words.eq(per_row), inner.eq(inner - 1), part.eq(0)]
+                m.d.comb += [then.words.eq(per_row), then.inner.eq(now.inner - 1), then.part.eq(0)]
             with m.If(token.outer_end):
-                m.d.sync += [inner.eq(per_outer), outer.eq(outer - 1)]
+                m.d.comb += [then.inner.eq(per_outer), then.outer.eq(now.outer - 1)]
             with m.If(token.last):
                 m.d.sync += self.active.eq(0)
+        m.d.sync += [
+            now.eq(then),
+            row_end.eq((then.words[1:] == 0) & (~fill | (then.part == self.parts - 1))),
+            inner_end.eq(then.inner == 1),
+            outer_end.eq(then.outer == 1),
+        ]
         return m

@@ -85,8 +85,8 @@ class _Way:
         self._valid = [valid]
         m.d.comb += [self.now.valid.eq(valid), self.now.beside.eq(beside)]
 
-    def past(self, used, x, result, cycles, *, name):
-        """Go past a stage that makes `result` of `x` in `cycles`; return what is there after it."""
+    def past(self, used, cycles, *, name):
+        """Go past a stage of so many cycles."""
         m, before = self.m, self.now
         late = Signal.like(before, name=f"{name}_0")
         m.d.comb += [late.beside.eq(before.beside), late.valid.eq(before.valid & used)]
@@ -95,7 +95,6 @@ class _Way:
             self._valid.append(late.valid)
         self.now = Signal.like(before, name=f"{name}_now")
         m.d.comb += self.now.eq(Mux(used, Value.cast(late), Value.cast(before)))
-        return Mux(used, result, x)
 
     def asleep_while_empty(self, valid=0):
         """Return the module, whose registers stand still while nothing is in flight (or `valid`): less to simulate."""
@@ -327,8 +326,8 @@ class RowReduce(wiring.Component):
         i, summed = self.i, Signal()
         m.d.comb += summed.eq(_is_sum(self.kind))
         way = _Way(m, i.valid, Cat(i.first, i.last, i.tag, i.exponent))
-        way.past(summed, 0, 0, AlignToInt.LATENCY + Square.LATENCY, name="terms")
-        way.past(C(1), 0, 0, ceil_log2(self.lanes), name="tree")
+        way.past(summed, AlignToInt.LATENCY + Square.LATENCY, name="terms")
+        way.past(C(1), ceil_log2(self.lanes), name="tree")
         valid, beside = way.now.valid, way.now.beside
         first, last, tag, exponent = beside[0], beside[1], beside[2 : 2 + TAG_WIDTH], beside[2 + TAG_WIDTH :]
         term, key = self._sums(m), self._maxima(m)
@@ -418,6 +417,13 @@ class RowScalar(wiring.Component):
         {valid, a, b, tag}, `latency(kind)` cycles later.
     """
 
+    _STAGES = (
+        (SUMS, IntToFloat.LATENCY + Scale2.LATENCY),
+        (MULTIPLIED, FloatMul.LATENCY),
+        ((Reduce.QSCALE,), RoundBf16.LATENCY),
+        ((Reduce.SUMSQ,), FloatAdd.LATENCY),
+        (INVERTED, ReciprocalUnit.LATENCY),
+    )
     kind: In(Reduce)
     const1: In(F24)
     const2: In(F24)
@@ -425,17 +431,10 @@ class RowScalar(wiring.Component):
     i: In(row_value())
     o: Out(row_entry())
 
-    @staticmethod
-    def latency(kind):
+    @classmethod
+    def latency(cls, kind):
         """Return the cycles from `i` to `o`: those of the stages that the kind uses."""
-        stages = (
-            (SUMS, IntToFloat.LATENCY + Scale2.LATENCY),
-            (MULTIPLIED, FloatMul.LATENCY),
-            ((Reduce.QSCALE,), RoundBf16.LATENCY),
-            ((Reduce.SUMSQ,), FloatAdd.LATENCY),
-            (INVERTED, ReciprocalUnit.LATENCY),
-        )
-        return sum(cycles for kinds, cycles in stages if kind in kinds)
+        return sum(cycles for kinds, cycles in cls._STAGES if kind in kinds)
 
     def elaborate(self, platform):
         m = Module()
@@ -443,29 +442,39 @@ class RowScalar(wiring.Component):
         m.submodules.round = round_ = RoundBf16()
         m.submodules.add = add = FloatAdd()
         m.submodules.reciprocal = reciprocal = ReciprocalUnit()
-        way = _Way(m, self.i.valid, self.i.tag)
-
-        x = way.past(_is_sum(self.kind), self.i.value[:24], *self._scaled(m), name="scaled")
-        m.d.comb += [mul.a.eq(x), mul.b.eq(self.const1)]
-        x = way.past(_among(self.kind, MULTIPLIED), x, mul.o, FloatMul.LATENCY, name="mul")
-        m.d.comb += [round_.i.eq(x), round_.enable.eq(self.scale16)]
-        x = way.past(self.kind == Reduce.QSCALE, x, round_.o, RoundBf16.LATENCY, name="round")
-        m.d.comb += [add.a.eq(x), add.b.eq(self.const2)]
-        x = way.past(self.kind == Reduce.SUMSQ, x, add.o, FloatAdd.LATENCY, name="add")
-        m.d.comb += [reciprocal.i.eq(x), reciprocal.sqrt.eq(self.kind == Reduce.SUMSQ)]
-        scale = delay(m, x, ReciprocalUnit.LATENCY, name="scale")
-        x = way.past(_among(self.kind, INVERTED), x, reciprocal.o, ReciprocalUnit.LATENCY, name="inverse")
-
+        whole, total = self.i.value[:24], self._scaled(m)
+        # Each block has only the sources that some kind takes it from; the way passes all of them in turn.
         m.d.comb += [
-            self.o.valid.eq(way.now.valid),
-            self.o.tag.eq(way.now.beside),
-            self.o.a.eq(x),
-            self.o.b.eq(Mux(self.kind == Reduce.QSCALE, scale, 0)),
+            mul.a.eq(Mux(self.kind == Reduce.QSCALE, whole, total)),
+            mul.b.eq(self.const1),
+            round_.i.eq(mul.o),
+            round_.enable.eq(self.scale16),
+            add.a.eq(mul.o),
+            add.b.eq(self.const2),
+            reciprocal.sqrt.eq(self.kind == Reduce.SUMSQ),
         ]
+        scale = delay(m, round_.o, ReciprocalUnit.LATENCY, name="scale")
+        m.d.comb += self.o.a.eq(reciprocal.o)
+        with m.Switch(self.kind):
+            with m.Case(Reduce.QSCALE):
+                m.d.comb += [reciprocal.i.eq(round_.o), self.o.b.eq(scale)]
+            with m.Case(Reduce.EXPSUM):
+                m.d.comb += reciprocal.i.eq(total)
+            with m.Case(Reduce.SUMSQ):
+                m.d.comb += reciprocal.i.eq(add.o)
+            with m.Case(Reduce.SUM):
+                m.d.comb += self.o.a.eq(mul.o)
+            with m.Default():
+                m.d.comb += self.o.a.eq(whole)
+
+        way = _Way(m, self.i.valid, self.i.tag)
+        for index, (kinds, cycles) in enumerate(self._STAGES):
+            way.past(_among(self.kind, kinds), cycles, name=f"stage{index}")
+        m.d.comb += [self.o.valid.eq(way.now.valid), self.o.tag.eq(way.now.beside)]
         return way.asleep_while_empty()
 
     def _scaled(self, m):
-        """Return the row's sum as a float, and the cycles that this takes."""
+        """Return the row's sum as a float."""
         m.submodules.convert = convert = IntToFloat(SUM_WIDTH)
         m.submodules.scale = scale = Scale2()
         # E - 15 = exponent - 142
@@ -483,4 +492,4 @@ class RowScalar(wiring.Component):
             scale.i.eq(convert.o),
             scale.k.eq(shift_late),
         ]
-        return scale.o, IntToFloat.LATENCY + Scale2.LATENCY
+        return scale.o
