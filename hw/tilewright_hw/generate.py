@@ -222,11 +222,11 @@ def export_block(component: Component, name: str) -> str:
 
     The block's own module is `name.block`.
     """
+    _need_amaranth()
     from amaranth.back import rtlil
 
-    _need_amaranth()
     text = rtlil.convert(plain_ports(component), name=name, emit_src=False)
-    return _yosys(str(text), _KEEP_HIERARCHY.format(top=name))
+    return _NO_BITS.sub("", _yosys(str(text), _KEEP_HIERARCHY.format(top=name)))
 
 
 def verilog_file_name(config: AcceleratorConfig) -> str:

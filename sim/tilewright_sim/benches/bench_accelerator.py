@@ -1,0 +1,311 @@
+"""The whole accelerator at its ports, with cocotbext-axi on the other side: a program's memory against GoldenDevice.
+
+Every channel pauses at random; reads and writes outside memory are answered with SLVERR; reset falls in the middle.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import cocotb
+import numpy as np
+from cocotb.triggers import ClockCycles, RisingEdge
+from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiRamRead, AxiRamWrite
+from numpy.typing import NDArray
+
+from tilewright_hw.arch import REGISTERS, AcceleratorConfig, ErrorCode, Instruction, Op, Unit, assemble
+from tilewright_hw.arch.isa import Dest, Element, LoadDest, Source
+from tilewright_hw.arch.registers import IDENTITY, VERSION
+from tilewright_sim.benches.testbench import Monitor, generator, parameters, pauses, pulse_reset, start_clock
+from tilewright_sim.golden import GoldenDevice
+
+CONFIG = AcceleratorConfig.resolve(parameters()["config"])
+SIZE = 1 << 15
+PROGRAM, DATA, RESULT = 0x0000, 0x1000, 0x6000
+
+logging.getLogger("cocotb").setLevel(logging.WARNING)  # cocotbext-axi tells of every burst
+logging.getLogger("cocotb.regression").setLevel(logging.INFO)
+
+
+class BoundedRead(AxiRamRead):  # type: ignore[misc]
+    """A memory's read side; what lies outside is an error (cocotbext-axi answers SLVERR)."""
+
+    async def _read(self, address: int, length: int) -> bytes:
+        if address + length > self.size:
+            raise IndexError(address)
+        return bytes(self.read(address, length))
+
+
+class BoundedWrite(AxiRamWrite):  # type: ignore[misc]
+    """A memory's write side; what lies outside is an error (cocotbext-axi answers SLVERR)."""
+
+    async def _write(self, address: int, data: bytes) -> None:
+        if address + len(data) > self.size:
+            raise IndexError(address)
+        self.write(address, data)
+
+
+class AxiChecker:
+    """Watches what the accelerator drives: payloads that stand still until taken, bursts, answers to every request."""
+
+    def __init__(self, dut: Any) -> None:
+        self._count: Counter[str] = Counter()
+        address = ("addr", "len", "size", "burst")
+        for name, payload, seen in (
+            ("ar", address, self._read_burst),
+            ("aw", address, self._write_burst),
+            ("w", ("data", "strb", "last"), self._write_beat),
+            ("r", (), lambda: self._count.update(r=1)),
+            ("b", (), lambda: self._count.update(b=1)),
+        ):
+            prefix = f"m_axi_{name}"
+            Monitor(dut, f"{prefix}valid", f"{prefix}ready", [prefix + part for part in payload], seen).start()
+        for name, response in (("r", ("data", "resp")), ("b", ("resp",))):
+            prefix = f"s_axil_{name}"
+            Monitor(
+                dut, f"{prefix}valid", f"{prefix}ready", [prefix + part for part in response], lambda *_: None
+            ).start()
+
+    def _burst(self, address: int, length: int, size: int, burst: int) -> None:
+        assert 1 << size == CONFIG.bus_bytes
+        assert burst == 1, "INCR"
+        assert address % CONFIG.bus_bytes == 0
+        assert length < CONFIG.burst_beats
+        assert address % 4096 + (length + 1) * CONFIG.bus_bytes <= 4096, "a burst crosses 4 KiB"
+
+    def _read_burst(self, address: int, length: int, size: int, burst: int) -> None:
+        self._burst(address, length, size, burst)
+        self._count.update(ar=1, read=length + 1)
+
+    def _write_burst(self, address: int, length: int, size: int, burst: int) -> None:
+        self._burst(address, length, size, burst)
+        self._count.update(aw=1, written=length + 1)
+
+    def _write_beat(self, data: int, strobe: int, last: int) -> None:
+        self._count.update(w=1, last=last)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._count.clear()
+
+    def assert_quiet(self, *, writes: bool = True) -> None:
+        """Fail if something asked for has not been answered."""
+        n = self._count
+        assert n["r"] == n["read"], f"{n['read']} beats asked for, {n['r']} came"
+        if not writes:
+            return
+        assert n["w"] == n["written"], f"{n['written']} beats announced, {n['w']} written"
+        assert n["aw"] == n["last"] == n["b"], f"{n['aw']} writes, {n['last']} ended, {n['b']} answered"
+
+
+class System:
+    """The accelerator with memory and host.
+
+    Parameters
+    ----------
+    dut : handle
+        The design.
+    rng : random.Random
+        For the pauses.
+    share : float
+        Share of the time in which each channel pauses.
+    """
+
+    def __init__(self, dut: Any, rng: random.Random, share: float) -> None:
+        self.dut = dut
+        self.memory = bytearray(SIZE)
+        bus = AxiBus.from_prefix(dut, "m_axi")
+        read = BoundedRead(bus.read, dut.clk, dut.rst, mem=self.memory)
+        write = BoundedWrite(bus.write, dut.clk, dut.rst, mem=self.memory)
+        self.host = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axil"), dut.clk, dut.rst)
+        self.checker = AxiChecker(dut)
+        host_read, host_write = self.host.read_if, self.host.write_if
+        for channel in (
+            *(read.ar_channel, read.r_channel, write.aw_channel, write.w_channel, write.b_channel),
+            *(host_read.ar_channel, host_read.r_channel),
+            *(host_write.aw_channel, host_write.w_channel, host_write.b_channel),
+        ):
+            if share:
+                channel.set_pause_generator(pauses(rng, share))
+
+    @classmethod
+    async def started(cls, dut: Any, rng: random.Random, share: float = 0.0) -> System:
+        """Return a system that has been reset."""
+        start_clock(dut)
+        system = cls(dut, rng, share)
+        await system.reset()
+        return system
+
+    async def reset(self, cycles: int = 2) -> None:
+        """Reset the accelerator and the bus."""
+        await pulse_reset(self.dut, cycles)
+        self.checker.reset()
+        await RisingEdge(self.dut.clk)
+
+    async def get(self, name: str) -> int:
+        """Read a register."""
+        return int(await self.host.read_dword(REGISTERS[name].address))
+
+    async def put(self, **values: int) -> None:
+        """Write registers, in order."""
+        for name, value in values.items():
+            await self.host.write_dword(REGISTERS[name].address, value)
+
+    async def start(self, image: NDArray[np.uint8]) -> None:
+        """Put a program and its data into memory, and start."""
+        self.memory[:] = image.tobytes()
+        await self.put(PROGRAM_LO=PROGRAM, IRQ_ENABLE=3, IRQ_STATUS=3, CONTROL=1)
+
+    async def interrupt(self, limit: int = 30_000) -> None:
+        """Wait for the interrupt."""
+        for _ in range(limit):
+            await RisingEdge(self.dut.clk)
+            if self.dut.irq.value:
+                return
+        raise AssertionError(f"no interrupt within {limit} cycles")
+
+    async def run(self, image: NDArray[np.uint8]) -> None:
+        """Run a program to its end, and compare memory with the golden device's."""
+        await self.start(image)
+        await self.interrupt()
+        assert await self.get("STATUS") == 2
+        assert await self.get("IRQ_STATUS") == 1
+        self.checker.assert_quiet()
+        got, wanted = np.frombuffer(bytes(self.memory), np.uint8), golden_memory(image)
+        different = np.flatnonzero(got != wanted)
+        assert different.size == 0, f"{different.size} bytes differ, the first at {different[0]:#x}"
+        await self.put(IRQ_STATUS=1)
+        await ClockCycles(self.dut.clk, 2)
+        assert not self.dut.irq.value
+
+
+def golden_memory(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return memory after the golden device has run the program in it."""
+    device = GoldenDevice(CONFIG, check=True)
+    device.allocate(SIZE)
+    device.write_memory(0, image)
+    device.write_register(REGISTERS["PROGRAM_LO"].address, PROGRAM)
+    device.write_register(REGISTERS["CONTROL"].address, 1)
+    device.wait(10_000)
+    assert device.read_register(REGISTERS["STATUS"].address) == 2
+    return device.read_memory(0, SIZE)
+
+
+def up(size: int) -> int:
+    """Return a size rounded up to whole bus words."""
+    return -(-size // CONFIG.bus_bytes) * CONFIG.bus_bytes
+
+
+def product(m: int, k: int, n: int) -> list[Instruction]:
+    """Return a program: random int8 from memory times random tiles, as int32 and as scaled floats to memory.
+
+    The values are whatever lies in memory: every byte of DATA and after is random.
+    """
+    k_tiles, n_tiles = -(-k // CONFIG.rows), -(-n // CONFIG.cols)
+    tiles, rows = k_tiles * n_tiles * CONFIG.tile_bytes, up(m * k_tiles * CONFIG.row_slot)
+    vector = {"source": Source.ACC, "n": n, "m": m, "h": 1, "limit": n, "src_n": m, "src_m": 1}
+    store = {"n": n, "m": m, "h": 1, "run": n, "stride_m": 4 * n, "element": Element.FP32}
+    return [
+        Instruction(Op.WEIGHT, {"offset": DATA, "bytes": tiles, "count": 1}),
+        Instruction(Op.LOAD, {"offset": DATA + 0x1000, "bytes": rows, "count": 1, "dest": LoadDest.ACT}),
+        Instruction(Op.LOAD, {"offset": DATA + 0x2000, "bytes": up(4 * n), "count": 1, "dest": LoadDest.PARAM}),
+        Instruction(
+            Op.MATMUL,
+            {"k": k_tiles, "n": n_tiles, "groups": 1, "rows_outer": m, "rows_inner": 1, "act_outer": k_tiles},
+            {Unit.LOAD: 2},
+        ),
+        Instruction(Op.VECTOR, {**vector, "dest": Dest.STORE_RAW}, {Unit.MATRIX: 1}),
+        Instruction(Op.STORE, {**store, "offset": RESULT}),
+        Instruction(Op.VECTOR, {**vector, "param": 1, "dest": Dest.STORE_FP32}, {Unit.MATRIX: 1, Unit.LOAD: 1}),
+        Instruction(Op.STORE, {**store, "offset": RESULT + 0x1000}),
+    ]
+
+
+def image_of(rng: random.Random, program: Iterable[Instruction]) -> NDArray[np.uint8]:
+    """Return memory with a program, and noise everywhere else."""
+    image = np.frombuffer(rng.randbytes(SIZE), np.uint8).copy()
+    code = assemble([*program, Instruction(Op.END)])
+    assert PROGRAM + len(code) <= DATA
+    image[PROGRAM : PROGRAM + len(code)] = np.frombuffer(code, np.uint8)
+    return image
+
+
+@cocotb.test()
+async def test_registers(dut: Any) -> None:
+    rng = generator("registers")
+    system = await System.started(dut, rng, 0.4)
+    assert await system.get("IDENTITY") == IDENTITY
+    assert await system.get("VERSION") == VERSION
+    shape = CONFIG.rows | CONFIG.cols << 8 | CONFIG.lanes << 16 | CONFIG.bus_bytes << 24
+    assert await system.get("SHAPE") == shape
+    values = {name: rng.getrandbits(32) for name in ("BASE0_LO", "BASE0_HI", "BASE7_LO", "BASE7_HI")}
+    await system.put(**values, IDENTITY=0, IRQ_ENABLE=2)
+    assert {name: await system.get(name) for name in values} == values
+    assert await system.get("IDENTITY") == IDENTITY
+    assert await system.get("IRQ_ENABLE") == 2
+    await system.reset()
+    assert await system.get("BASE0_LO") == await system.get("IRQ_ENABLE") == await system.get("STATUS") == 0
+
+
+@cocotb.test()
+@cocotb.parametrize(share=[0.0, 0.3, 0.7])
+async def test_products(dut: Any, share: float) -> None:
+    rng = generator(f"products {share}")
+    system = await System.started(dut, rng, share)
+    rows, cols = CONFIG.rows, CONFIG.cols
+    for m, k, n in ((1, rows, cols), (3, 2 * rows + 1, 2 * cols + 1), (2, 3, cols + 2)):
+        await system.run(image_of(rng, product(m, k, n)))
+
+
+ERRORS = {
+    "read": (Instruction(Op.WEIGHT, {"offset": SIZE, "bytes": 64, "count": 1}), ErrorCode.READ_RESPONSE),
+    "field": (Instruction(Op.MATMUL, {"k": 1}), ErrorCode.ILLEGAL_FIELD),
+}
+
+
+@cocotb.test()
+@cocotb.parametrize(what=["read", "write", "field"])
+async def test_errors(dut: Any, what: str) -> None:
+    """An error stops the device and raises the interrupt, and stands until reset.
+
+    Every read is answered. A write may stay announced without data: the STORE has been issued, and the VECTOR that
+    would have fed it has not.
+    """
+    rng = generator(f"errors {what}")
+    system = await System.started(dut, rng, 0.3)
+    program = product(2, 5, 6)
+    if what == "write":
+        last = program[-1]
+        program[-1], code = Instruction(last.op, {**last.fields, "offset": SIZE}), ErrorCode.WRITE_RESPONSE
+    else:
+        instruction, code = ERRORS[what]
+        program.append(instruction)
+    await system.start(image_of(rng, program))
+    await system.interrupt()
+    assert (await system.get("STATUS"), await system.get("ERROR")) == (4, code)
+    assert await system.get("IRQ_STATUS") == 2
+    await ClockCycles(dut.clk, 500)
+    system.checker.assert_quiet(writes=False)
+    await system.put(CONTROL=1)  # ignored while the error stands
+    assert (await system.get("STATUS"), await system.get("ERROR")) == (4, code)
+    await system.reset()
+    assert (await system.get("STATUS"), await system.get("ERROR")) == (0, ErrorCode.NONE)
+    assert not dut.irq.value
+    await system.run(image_of(rng, product(2, 5, 6)))
+
+
+@cocotb.test()
+async def test_reset_in_the_middle(dut: Any) -> None:
+    """Reset of one cycle, after any number of cycles; then the program runs as if nothing had been."""
+    rng = generator("reset")
+    system = await System.started(dut, rng, 0.2)
+    for cycles in (1, 5, *(rng.randint(10, 600) for _ in range(8))):
+        await system.start(image_of(rng, product(3, 9, 9)))
+        await ClockCycles(dut.clk, cycles)
+        await system.reset(1)
+        assert await system.get("STATUS") == 0
+        await system.run(image_of(rng, product(2, 5, 6)))
