@@ -49,7 +49,9 @@ def test_buffer_keeps_order_under_stalls(share):
     assert [list(word) for word in received] == items
 
 
-@pytest.mark.parametrize("dut", [StreamFifo(8, 3), StreamFifo(8, 16), StreamBuffer(8)], ids=["fifo of 3", "fifo of 16", "buffer"])
+@pytest.mark.parametrize(
+    "dut", [StreamFifo(8, 3), StreamFifo(8, 16), StreamBuffer(8)], ids=["fifo of 3", "fifo of 16", "buffer"]
+)
 def test_one_item_per_cycle_and_stated_latency(dut):
     items = list(range(100))
     received, cycles = pass_through(dut, items)
