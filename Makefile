@@ -7,6 +7,9 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
 
+# Two tests at a time; what PYTEST_ARGS says comes later and wins ("-n 0 --pdb").
+PARALLEL := -n 2 --dist worksteal
+
 BIN := .venv/bin
 
 # $(call setup,ARGUMENTS): one line where there is no Python at all, else the bootstrap's.
@@ -35,11 +38,11 @@ demo:  ## write a tale on the simulated accelerator, and check it against the go
 
 test:  ## run the tests, without the slow ones (PYTEST_ARGS=... adds arguments)
 	$(call setup,--extras dev --cocotb)
-	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(PYTEST_ARGS)
 
 test-all:  ## run every test
 	$(call setup,--extras dev --cocotb)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 bench:  ## measure speed and utilisation (BENCH_ARGS=... adds arguments)
 	$(call setup,--extras rtl)
