@@ -59,6 +59,13 @@ def test_ports_have_plain_names(name):
     assert all(re.fullmatch(r"[a-z]\w*", port) and isinstance(ports[port].shape, type(unsigned(1))) for port in ports)
 
 
+@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.filterwarnings("ignore::amaranth.UnusedElaboratable")
+def test_the_configuration_is_checked(name):
+    with pytest.raises(TypeError, match=r"^(VectorUnit )?config must be an AcceleratorConfig, not 'tiny'$"):
+        getattr(tilewright_hw, name)("tiny")
+
+
 class Shapes(wiring.Component):
     i: In(stream.Signature(data.StructLayout({"a": 3, "b": data.ArrayLayout(unsigned(2), 2)})))
     x: In(4).array(2)

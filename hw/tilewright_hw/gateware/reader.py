@@ -8,6 +8,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
+from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.isa import BASES, LoadDest, Op
 from tilewright_hw.gateware.axi import AxiRead, drive_address
 from tilewright_hw.gateware.burst import BurstSplitter, RunGenerator, burst, largest_burst
@@ -234,6 +235,8 @@ class MemoryReader(wiring.Component):
     """
 
     def __init__(self, config):
+        if not isinstance(config, AcceleratorConfig):
+            raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
         self.config = config
         rows, acts = bytes_word(config.cols), buffer_write(bytes_word(config.rows))
         floats = buffer_write(vector_word(config.lanes))

@@ -56,6 +56,8 @@ class ControlRegisters(wiring.Component):
     """
 
     def __init__(self, config: AcceleratorConfig):
+        if not isinstance(config, AcceleratorConfig):
+            raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
         self.config = config
         super().__init__(
             {

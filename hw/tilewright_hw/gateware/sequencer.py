@@ -314,6 +314,8 @@ class Sequencer(wiring.Component):
     """
 
     def __init__(self, config: AcceleratorConfig):
+        if not isinstance(config, AcceleratorConfig):
+            raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
         self.config = config
         super().__init__(
             {

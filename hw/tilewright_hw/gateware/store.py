@@ -7,6 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
+from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.isa import BASES, Element, Op
 from tilewright_hw.gateware.axi import AxiWrite, drive_address
 from tilewright_hw.gateware.burst import BurstSplitter, burst, run
@@ -471,6 +472,8 @@ class StoreUnit(wiring.Component):
     """
 
     def __init__(self, config):
+        if not isinstance(config, AcceleratorConfig):
+            raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
         self.config = config
         super().__init__(
             {
