@@ -164,9 +164,7 @@ class AcceleratorConfig:
     def preset(cls, name: str) -> AcceleratorConfig:
         """Return the named preset; ConfigError lists the names if it is unknown."""
         if name not in PRESETS:
-            raise ConfigError(
-                f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}, or a .toml file"
-            )
+            raise ConfigError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}, or a .toml file")
         return PRESETS[name]
 
     @classmethod
@@ -189,9 +187,7 @@ class AcceleratorConfig:
         known = {f.name for f in fields(cls)}
         for key in table:
             if key not in known:
-                raise ConfigError(
-                    f"unknown configuration field {key!r}: choose from {', '.join(sorted(known))}"
-                )
+                raise ConfigError(f"unknown configuration field {key!r}: choose from {', '.join(sorted(known))}")
         return replace(start, **table)
 
     @classmethod
