@@ -155,6 +155,7 @@ def check_memories(found: Synthesis):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # `default` takes five minutes on an idle machine, most of it for reading the Verilog
 @pytest.mark.parametrize("preset", ["tiny", "default"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_synthesis_of_the_accelerator(preset, target):
