@@ -156,6 +156,21 @@ class AcceleratorConfig:
         return self.rows * self.col_slot
 
     @property
+    def transposed_tile_bytes(self) -> int:
+        """Bytes of one transposed tile in memory: C rows of `row_slot` bytes."""
+        return self.cols * self.row_slot
+
+    @property
+    def nibble_slot(self) -> int:
+        """Bytes that C values of four bits occupy in memory; those past C are padding."""
+        return _slot_bytes(-(-self.cols // 2), self.bus_bytes)
+
+    @property
+    def nibble_rows(self) -> int:
+        """Rows of C four-bit values in a bus word (S of the int4 format); 1 where a row takes several words."""
+        return max(1, self.bus_bytes // self.nibble_slot)
+
+    @property
     def peak_macs(self) -> int:
         """Multiply-accumulates per cycle."""
         return self.rows * self.cols

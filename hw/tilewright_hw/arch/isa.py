@@ -89,6 +89,8 @@ class LoadDest(enum.IntEnum):
     """The row buffer, converted to float."""
     PARAM = 3
     """The parameter buffer, converted to float."""
+    TABLE = 4
+    """The table of the vector unit's function TABLE: 512 words of 32 bits, a segment each (docs/numerics.md)."""
 
 
 class LoadFormat(enum.IntEnum):
@@ -98,6 +100,15 @@ class LoadFormat(enum.IntEnum):
     """float32; the low eight bits are dropped."""
     BF16 = 1
     """bfloat16."""
+
+
+class WeightFormat(enum.IntEnum):
+    """Format in memory of weight tiles."""
+
+    INT8 = 0
+    """One byte per weight, tile after tile."""
+    INT4 = 1
+    """Four bits per weight and a four-bit scale per 32 inputs and output (docs/architecture.md); expanded to int8."""
 
 
 class Source(enum.IntEnum):
@@ -133,6 +144,10 @@ class Add(enum.IntEnum):
     """Minus field a of the row's statistics entry."""
     ROTATE = 3
     """RoPE over element pairs (docs/numerics.md); replaces both multipliers: `scale` and `param` are 0, n is even."""
+    STAT_B = 4
+    """Field b of the row's statistics entry."""
+    PARAM = 5
+    """The parameter buffer (`param` must be 0)."""
 
 
 class Func(enum.IntEnum):
@@ -144,7 +159,7 @@ class Func(enum.IntEnum):
     SIGMOID = 2
     """1 / (1 + e**-x)."""
     TABLE = 3
-    """Reserved for a loadable table."""
+    """The table that LOAD brought last (dest TABLE)."""
 
 
 class Mul(enum.IntEnum):
@@ -155,6 +170,8 @@ class Mul(enum.IntEnum):
     """x3, the function's own argument: SIGMOID with SELF is SiLU."""
     ROW = 2
     """The row buffer's second operand (only when A is not ROW and `add` is not ROW)."""
+    PARAM = 3
+    """The parameter buffer (`param` must be 0, and `add` neither PARAM nor ROTATE)."""
 
 
 class Reduce(enum.IntEnum):
@@ -173,6 +190,12 @@ class Reduce(enum.IntEnum):
     """a = rsqrt(sum of squares * const1 + const2), integers aligned to field a of the source entry; b = 0."""
     SUM = 6
     """a = sum * const1, integers aligned to field a of the source entry; b = 0."""
+    VAR = 7
+    """a = r = rsqrt(variance + const2), b = -mean * r, integers aligned as for SUMSQ; const1 = 1/n. Not with
+    `reduce_outer`; n is at most 32767, and every element is valid."""
+    ARGMAX = 8
+    """a = maximum, b = the index of the first element that has it, an integer of 24 bits: the upper 24 bits of const1
+    are the index of element 0."""
 
 
 class Dest(enum.IntEnum):
@@ -184,14 +207,17 @@ class Dest(enum.IntEnum):
     """Row buffer, as floats."""
     ACT = 2
     """Activation buffer, quantised to int8."""
-    STORE_INT8 = 3
+    ACT16 = 3
+    """Activation buffer, quantised to 15 bits, as a pair of words of int8 for each R elements (docs/numerics.md)."""
+    STORE_INT8 = 4
     """Store stream, quantised to int8."""
-    STORE_FP32 = 4
+    STORE_FP32 = 5
     """Store stream, float32."""
-    STORE_BF16 = 5
+    STORE_BF16 = 6
     """Store stream, the upper 16 bits of float32."""
-    STORE_RAW = 6
-    """Store stream, the accumulator's int32 untouched; A must be ACC and nothing else may be set."""
+    STORE_RAW = 7
+    """Store stream, 32 bits untouched and nothing else set: the accumulator's int32 (A is ACC, not `wide`), or the 24
+    bits of field b (A is STAT), zero-extended."""
 
 
 class Element(enum.IntEnum):
@@ -255,12 +281,24 @@ FIELDS: dict[Op, tuple[Field, ...]] = {
         _c("count", 5, 0, 16, "Registers to load, from register 0 on; 1 to 128."),
         _f("base", 5, 16, 3, "Base register."),
     ),
-    Op.WEIGHT: _READ,
+    Op.WEIGHT: (
+        *_READ,
+        _f("format", 5, 20, 1, "Format in memory.", WeightFormat),
+        _f("rows", 7, 0, 16, "INT4: weight rows of each run; a run is the tiles of one sum."),
+    ),
     Op.LOAD: (
         *_READ,
-        _f("dest", 5, 20, 2, "Destination.", LoadDest),
+        _f("dest", 5, 20, 3, "Destination.", LoadDest),
+        _f("transpose", 5, 23, 1, "STREAM: 1: tiles lie in memory as C rows of R bytes, and are transposed."),
         _f("format", 5, 24, 1, "Format in memory (ROW and PARAM).", LoadFormat),
-        _f("dst", 7, 0, 16, "First word written (ACT: of R bytes, ROW and PARAM: of L floats)."),
+        _f(
+            "dst",
+            7,
+            0,
+            16,
+            "First word written (ACT: of R bytes, ROW and PARAM: of L floats). "
+            "TABLE: bits 0-4 the input shift, bits 8-15 the output shift (signed).",
+        ),
         _f("dst_stride", 7, 16, 16, "Words from the start of one run to the next."),
     ),
     Op.MATMUL: (
@@ -268,6 +306,7 @@ FIELDS: dict[Op, tuple[Field, ...]] = {
         _f("bank", 3, 16, 1, "Accumulator bank."),
         _f("stream", 3, 17, 1, "1: tiles come from the stream FIFO, 0: from the weight FIFO."),
         _f("accumulate", 3, 18, 1, "1: add to the accumulators, 0: the first tile overwrites them."),
+        _f("pair", 3, 19, 1, "1: each row is a pair of rows (15-bit activations), with an accumulator row each."),
         _c("n", 4, 0, 16, "Tiles along the outputs (C each)."),
         _c("groups", 4, 16, 16, "Outermost loop (KV heads)."),
         _f("act", 5, 0, 16, "First activation word."),
@@ -287,14 +326,16 @@ FIELDS: dict[Op, tuple[Field, ...]] = {
         _f("bank", 5, 2, 1, "Accumulator bank of A."),
         _f("scale", 5, 3, 2, "First multiplier.", Scale),
         _f("param", 5, 5, 1, "Second multiplier: 1: times the parameter buffer."),
-        _f("add", 5, 6, 2, "Adder.", Add),
-        _f("func", 5, 8, 3, "Function.", Func),
-        _f("mul", 5, 11, 2, "Last multiplier.", Mul),
-        _f("reduce", 5, 13, 4, "Reduction.", Reduce),
-        _f("reduce_outer", 5, 17, 1, "1: one statistics entry for all inner rows of an outer row."),
-        _f("scale16", 5, 18, 1, "QSCALE: round the scale to bfloat16."),
-        _f("causal", 5, 19, 1, "1: the limit grows by one with each outer row."),
-        _f("dest", 5, 20, 3, "Destination.", Dest),
+        _f("add", 5, 6, 3, "Adder.", Add),
+        _f("func", 5, 9, 3, "Function.", Func),
+        _f("mul", 5, 12, 2, "Last multiplier.", Mul),
+        _f("reduce", 5, 14, 4, "Reduction.", Reduce),
+        _f("reduce_outer", 5, 18, 1, "1: one statistics entry for all inner rows of an outer row."),
+        _f("scale16", 5, 19, 1, "QSCALE: round the scale to bfloat16."),
+        _f("causal", 5, 20, 1, "1: the limit grows by one with each outer row."),
+        _f("dest", 5, 21, 4, "Destination.", Dest),
+        _f("wide", 5, 25, 1, "ACC: 1: A is 128 times the accumulator row plus the row after it."),
+        _f("merge", 5, 26, 1, "MAX, ARGMAX: 1: the reduction begins with the row's statistics entry."),
         _f("src", 6, 0, 16, "First word of A (accumulator row, or row-buffer word)."),
         _f("src_n", 6, 16, 16, "ACC: accumulator rows from one group of C elements to the next."),
         _f("src_m", 7, 0, 16, "A: words from one outer row to the next."),
