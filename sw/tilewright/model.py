@@ -16,9 +16,37 @@ MAX_SIZE = 1 << 24
 """No size of a real model is above these: a file that says so is broken."""
 
 
+NORMS = ("rms", "layer")
+"""Kinds of normalisation: RMSNorm, LayerNorm."""
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+"""Functions of a feed-forward network; gelu is the exact one (erf)."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class LlamaSpec:
-    """Shape of a Llama-architecture decoder.
+class RopeScaling:
+    """Llama 3's change of the rotary frequencies for long contexts (`rope_type` "llama3" of Hugging Face).
+
+    Parameters
+    ----------
+    factor, low_freq_factor, high_freq_factor : float
+        Frequencies whose wavelength is above original_context / low_freq_factor are divided by `factor`, those below
+        original_context / high_freq_factor stay, and between them the two are blended.
+    original_context : int
+        Context that the model was first trained with.
+    """
+
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Shape of a transformer: everything that the compiler has to know of an architecture.
+
+    The defaults are those of the Llama family. A layer is attention, then a feed-forward network, each added to the
+    residual stream x: `x += f(norm(x))`, or with `norm_after` (BERT) `x = norm(x + f(x))`.
 
     Parameters
     ----------
@@ -26,8 +54,40 @@ class LlamaSpec:
         Sizes; heads is a multiple of kv_heads, head_dim is even.
     context : int
         Positions that the model may use.
-    rope_theta, norm_eps : float
-        RoPE base and RMSNorm epsilon.
+    norm : {"rms", "layer"}
+        Kind of all norms of rows; "layer" has a bias beside its weight.
+    norm_eps : float
+        Its epsilon.
+    norm_after : bool
+        Norms follow the additions instead of preceding attention and feed-forward network.
+    embedding_norm : bool
+        A norm follows the embedding.
+    final_norm : bool
+        A norm follows the last layer.
+    rope_theta : float or None
+        RoPE base; None: no rotary embedding.
+    rope_scaling : RopeScaling or None
+        Change of its frequencies.
+    learned_positions : bool
+        A table of position embeddings is added to the token's.
+    token_types : int
+        Rows of a table of segment embeddings; 0: none.
+    embedding_scale : float
+        Factor of the token embedding.
+    qkv_bias, o_bias, ffn_bias : bool
+        Biases of the projections.
+    qk_norm : bool
+        RMSNorm of each query and key head, with one weight per channel, before RoPE.
+    score_scale : float or None
+        Factor of the scores; None: 1 / sqrt(head_dim).
+    causal : bool
+        A token sees itself and those before it; else all of its text.
+    gated : bool
+        Feed-forward network down(f(gate(x)) * up(x)); else down(f(up(x))).
+    activation : {"silu", "gelu", "gelu_tanh", "relu"}
+        f.
+    classifier : bool
+        Logits come out; else the hidden rows.
     """
 
     dim: int
@@ -38,8 +98,25 @@ class LlamaSpec:
     ffn: int
     vocab: int
     context: int
-    rope_theta: float = 10000.0
+    norm: str = "rms"
     norm_eps: float = 1e-5
+    norm_after: bool = False
+    embedding_norm: bool = False
+    final_norm: bool = True
+    rope_theta: float | None = 10000.0
+    rope_scaling: RopeScaling | None = None
+    learned_positions: bool = False
+    token_types: int = 0
+    embedding_scale: float = 1.0
+    qkv_bias: bool = False
+    o_bias: bool = False
+    ffn_bias: bool = False
+    qk_norm: bool = False
+    score_scale: float | None = None
+    causal: bool = True
+    gated: bool = True
+    activation: str = "silu"
+    classifier: bool = True
 
     def __post_init__(self) -> None:
         for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context"):
@@ -55,10 +132,15 @@ class LlamaSpec:
             raise InputError(f"model: head_dim must be even, not {self.head_dim}")
         if self.context > 65535:
             raise InputError(f"model: context must be at most 65535, not {self.context}")
-        for name in ("rope_theta", "norm_eps"):
+        for name in ("rope_theta", "norm_eps", "embedding_scale", "score_scale"):
             value = getattr(self, name)
-            if not 0 < value < float("inf"):
+            if value is not None and not 0 < value < float("inf"):
                 raise InputError(f"model: {name} must be a number above 0, not {value!r}")
+        for name, known in (("norm", NORMS), ("activation", ACTIVATIONS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"model: {name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if not isinstance(self.token_types, int) or not 0 <= self.token_types <= MAX_SIZE:
+            raise InputError(f"model: token_types must be an integer from 0 on, not {self.token_types!r}")
 
     @property
     def group(self) -> int:
@@ -70,32 +152,53 @@ class LlamaSpec:
 
         Query and key channels are in interleaved RoPE order: elements 2j and 2j+1 of a head are a pair.
         """
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         shapes: dict[str, tuple[int, ...]] = {"embedding": (self.vocab, self.dim)}
+        if self.learned_positions:
+            shapes["positions"] = (self.context, self.dim)
+        if self.token_types:
+            shapes["token_types"] = (self.token_types, self.dim)
+        if self.embedding_norm:
+            shapes |= self._norm_shapes("embedding_norm")
         for i in range(self.layers):
-            shapes |= {
-                f"layers.{i}.attn_norm": (self.dim,),
-                f"layers.{i}.wq": (q, self.dim),
-                f"layers.{i}.wk": (kv, self.dim),
-                f"layers.{i}.wv": (kv, self.dim),
-                f"layers.{i}.wo": (self.dim, q),
-                f"layers.{i}.ffn_norm": (self.dim,),
-                f"layers.{i}.w_gate": (self.ffn, self.dim),
-                f"layers.{i}.w_up": (self.ffn, self.dim),
-                f"layers.{i}.w_down": (self.dim, self.ffn),
-            }
-        return shapes | {"final_norm": (self.dim,), "classifier": (self.vocab, self.dim)}
+            shapes |= {f"layers.{i}.{name}": shape for name, shape in self._layer_shapes().items()}
+        if self.final_norm:
+            shapes |= self._norm_shapes("final_norm")
+        return shapes | ({"classifier": (self.vocab, self.dim)} if self.classifier else {})
+
+    def _norm_shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        return {name: (self.dim,)} | ({f"{name}_bias": (self.dim,)} if self.norm == "layer" else {})
+
+    def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = self._norm_shapes("attn_norm")
+        shapes |= {"wq": (q, self.dim), "wk": (kv, self.dim), "wv": (kv, self.dim), "wo": (self.dim, q)}
+        if self.qkv_bias:
+            shapes |= {"bq": (q,), "bk": (kv,), "bv": (kv,)}
+        if self.qk_norm:
+            shapes |= {"q_norm": (self.head_dim,), "k_norm": (self.head_dim,)}
+        if self.o_bias:
+            shapes["bo"] = (self.dim,)
+        shapes |= self._norm_shapes("ffn_norm")
+        inner = ("gate", "up") if self.gated else ("up",)
+        shapes |= {f"w_{part}": (self.ffn, self.dim) for part in inner} | {"w_down": (self.dim, self.ffn)}
+        if self.ffn_bias:
+            shapes |= {f"b_{part}": (self.ffn,) for part in inner} | {"b_down": (self.dim,)}
+        return shapes
+
+
+LlamaSpec = ModelSpec
+"""The former name; a spec with the defaults is a Llama."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A model's shape and a way to its tensors.
 
-    `read(name)` returns the float32 tensor of a canonical name (see `LlamaSpec.tensor_shapes`); it may read from disk
+    `read(name)` returns the float32 tensor of a canonical name (see `ModelSpec.tensor_shapes`); it may read from disk
     at each call. `tensor` checks shape and finiteness.
     """
 
-    spec: LlamaSpec
+    spec: ModelSpec
     read: Callable[[str], Floats] = field(repr=False)
     name: str = "model"
 
