@@ -164,8 +164,25 @@ _NO_BITS = re.compile(r"^  wire \[-1:0\] .*;\n", re.M)
 
 
 def to_verilog(config: AcceleratorConfig, block: Component | None = None, *, name: str = TOP) -> str:
-    """Return hierarchical Verilog of the accelerator, or of one block; the same text each time."""
-    return _NO_BITS.sub("", _yosys(to_rtlil(config, block, name=name), _KEEP_HIERARCHY.format(top=name)))
+    """Return hierarchical Verilog of the accelerator, or of one block; the same text each time.
+
+    There is one module for each kind of component, with the ports of its signature (`hierarchy.emit`), and a comment
+    before each says which component it is and where it is used.
+    """
+    _need_amaranth()
+    return _hierarchical(block or _accelerator(config), name)
+
+
+_MODULE = re.compile(r"^(?:\(\*.*\*\)\n)*module (\S+)\(", re.M)
+
+
+def _hierarchical(component: Component, name: str) -> str:
+    from tilewright_hw.hierarchy import emit
+
+    rtlil, notes = emit(component, name)
+    comments = {note.name: note.comment() for note in notes}
+    text = _NO_BITS.sub("", _yosys(rtlil, _KEEP_HIERARCHY.format(top=name)))
+    return _MODULE.sub(lambda match: comments.get(match[1], "") + match[0], text)
 
 
 def _plain_groups(component: Component) -> dict[str, list[tuple[Any, Any]]]:
@@ -220,13 +237,10 @@ def plain_ports(component: Component) -> Component:
 def export_block(component: Component, name: str) -> str:
     """Return hierarchical Verilog of one block by itself, with ports as `plain_ports` makes them, and clk and rst.
 
-    The block's own module is `name.block`.
+    The block's own module is called after its class, `name_Class`.
     """
     _need_amaranth()
-    from amaranth.back import rtlil
-
-    text = rtlil.convert(plain_ports(component), name=name, emit_src=False)
-    return _NO_BITS.sub("", _yosys(str(text), _KEEP_HIERARCHY.format(top=name)))
+    return _hierarchical(plain_ports(component), name)
 
 
 def verilog_file_name(config: AcceleratorConfig) -> str:

@@ -40,7 +40,7 @@ class Block(wiring.Component):
 
 def test_verilog_of_a_block_keeps_its_hierarchy():
     text = to_verilog(CONFIG, Block(), name="block")
-    assert re.findall(r"^module (\S+?) ?\(", text, re.M) == ["block", "\\block.inner"]
+    assert re.findall(r"^module (\S+?) ?\(", text, re.M) == ["block", "block_Inner"]
     assert re.search(r"^  input rst;$", text, re.M)
     assert "sum_of_all" in text
     assert "src =" not in text

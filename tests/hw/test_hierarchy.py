@@ -1,0 +1,107 @@
+"""Verilog with one module for each kind of component, whose ports are those of its signature."""
+
+import re
+
+import pytest
+from amaranth import EnableInserter, Module, Signal
+from amaranth.lib import fifo, wiring
+from amaranth.lib.wiring import In, Out
+
+from tilewright_hw import SystolicArray
+from tilewright_hw.arch import AcceleratorConfig
+from tilewright_hw.gateware.top import Accelerator
+from tilewright_hw.generate import export_block, to_verilog
+from tilewright_hw.hierarchy import emit
+
+
+class Adder(wiring.Component):
+    def __init__(self, step, *, unused=0):
+        self.step = step
+        super().__init__({"i": In(8), "o": Out(8), "o_last": Out(8), "i_unused": In(4), "i_none": In(unused)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.sync += self.o.eq(self.i + self.step)
+        m.d.comb += self.o_last.eq(self.o - self.step)
+        return m
+
+
+class Chain(wiring.Component):
+    """Each adder uses other ports of its neighbours than the next one does."""
+
+    i: In(8)
+    o: Out(8)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.first = first = Adder(1)
+        m.submodules.second = second = Adder(1)
+        m.submodules.third = third = Adder(2)
+        m.submodules.queue = queue = fifo.SyncFIFOBuffered(width=8, depth=4)
+        m.d.comb += [first.i.eq(self.i), second.i.eq(first.o), third.i.eq(second.o_last)]
+        m.d.comb += [queue.w_data.eq(third.o), queue.w_en.eq(1), queue.r_en.eq(1), self.o.eq(queue.r_data)]
+        return m
+
+
+class Gated(wiring.Component):
+    i: In(8)
+    o: Out(8)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.adder = adder = Adder(1)
+        awake = Signal()
+        m.d.comb += [adder.i.eq(self.i), self.o.eq(adder.o), awake.eq(self.i != 0)]
+        return EnableInserter(awake)(m)
+
+
+def modules(text):
+    return dict(re.findall(r"^module (\S+?) ?\(([^;]*)\);", text, re.M))
+
+
+def test_equal_components_are_one_module_with_all_ports():
+    _, notes = emit(Chain(), "chain")
+    assert [(n.name, n.source, n.parameters, n.instances) for n in notes] == [
+        ("chain", "Chain", {}, []),
+        ("chain_Adder_2", "Adder", {"step": 2}, ["third"]),
+        ("chain_Adder", "Adder", {"step": 1}, ["first", "second"]),
+    ]
+    text = export_block(Chain(), "top")
+    found = modules(text)
+    ports = {"i", "o", "o_last", "i_unused", "clk", "rst"}
+    assert set(found["top_Adder"].split(", ")) == set(found["top_Adder_2"].split(", ")) == ports
+    assert "top_Chain__queue" in found  # a part of Amaranth's library stays where it is
+    comment = r"// Adder of \S*test_hierarchy.py: step = 1\n// used as block.first, block.second\nmodule top_Adder\("
+    assert re.search(comment, text)
+    assert "[-1:0]" not in text
+
+
+def test_what_clock_enables_reach_into_stays_whole():
+    found = modules(export_block(Gated(), "top"))
+    assert set(found) == {"top", "top_Gated", "top_Gated__adder"}
+    assert "awake" in found["top_Gated__adder"]
+
+
+@pytest.mark.filterwarnings("ignore::amaranth.UnusedElaboratable")
+def test_the_array_has_one_module_for_each_width_of_its_sums():
+    _, notes = emit(SystolicArray(16, 16, 2), "array")
+    cells = [n for n in notes if n.source == "ProcessingElement"]
+    assert sum(len(n.instances) for n in cells) == 256
+    assert len(cells) <= 16
+    text = export_block(SystolicArray(4, 4), "array")
+    multiplies = re.findall(
+        r"^module (\S+?)\((?:(?!endmodule).)*?\$signed\(\w+\) \* \$signed\(\w+\)", text, re.M | re.S
+    )
+    assert multiplies
+    assert all(name.startswith("array_ProcessingElement") for name in multiplies)
+
+
+def test_every_note_of_the_accelerator_is_a_module_and_names_are_plain():
+    config = AcceleratorConfig.preset("tiny")
+    _, notes = emit(Accelerator(config), "tilewright")
+    text = to_verilog(config)
+    found = modules(text)
+    assert {n.name for n in notes} <= set(found)
+    assert all(re.fullmatch(r"tilewright\w*", name) for name in found)
+    assert not re.search(r"port\$\d+", " ".join(found[n.name] for n in notes))
+    assert all(n.instances for n in notes[1:])
