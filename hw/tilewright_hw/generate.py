@@ -21,6 +21,7 @@ __all__ = [
     "GenerateError",
     "export_block",
     "flatten",
+    "header",
     "plain_ports",
     "to_rtlil",
     "to_verilog",
@@ -248,7 +249,8 @@ def verilog_file_name(config: AcceleratorConfig) -> str:
     return f"{TOP}_{config.name.replace('-', '_')}.v"
 
 
-def _header(config: AcceleratorConfig) -> str:
+def header(config: AcceleratorConfig) -> str:
+    """Return the comment at the head of an accelerator's Verilog."""
     fields = config.to_dict()
     width = max(map(len, fields))
     lines = [
@@ -274,7 +276,7 @@ def write_verilog(config: AcceleratorConfig, directory: str | Path) -> Path:
     GenerateError
         Amaranth or Yosys is missing or fails.
     """
-    text = _header(config) + to_verilog(config)
+    text = header(config) + to_verilog(config)
     directory = Path(directory)
     path = directory / verilog_file_name(config)
     try:

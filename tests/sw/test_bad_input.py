@@ -384,6 +384,10 @@ def test_an_empty_prompt_without_bos(refused: Refused, folder: Path) -> None:
         ([], "required: COMMAND"),
         (["fly"], "argument COMMAND: invalid choice: 'fly'"),
         (["generate"], "the following arguments are required: --prompt"),
+        (["verilog", "-o", "x", "--set", "rows"], "--set must be NAME=VALUE with a whole number, not 'rows'"),
+        (["verilog", "-o", "x", "--set", "rows=3.5"], "--set must be NAME=VALUE with a whole number, not 'rows=3.5'"),
+        (["verilog", "-o", "x", "--block", "Foo"], "unknown block 'Foo': choose one of Accelerator,"),
+        (["verilog", "-o", "x", "--set", "row=3"], "Accelerator has no parameter 'row': choose from rows, cols,"),
         (["verilog"], "the following arguments are required: -o/--output"),
         (["configs", "huge"], "unknown preset 'huge'"),
         (["configs", "--toml"], "--toml needs one configuration, not 0"),
@@ -399,7 +403,7 @@ def test_commands(refused: Refused, words: list[str], message: str) -> None:
 
 def test_verilog_into_a_file(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    assert "must be a folder, not a file" in refused("verilog", "-o", tmp_path / "file")
+    assert "must be a folder" in refused("verilog", "-o", tmp_path / "file", "--quiet")
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -19,6 +19,7 @@ from console import Done
 import tilewright as tw
 from tilewright.cli import main
 from tilewright.cli.progress import Progress
+from tilewright.cli.verilog import write
 from tilewright_hw import generate
 from tilewright_sim.golden import GoldenDevice
 
@@ -281,21 +282,27 @@ def quick_verilog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path / "cache"))
 
 
-def test_verilog(command: Command, tmp_path: Path, quick_verilog: None) -> None:
+def test_verilog(command: Command, tmp_path: Path) -> None:
+    done = command("verilog", "--block", "StreamFifo", "--set", "depth=3", "--mhz", "75", "-o", tmp_path / "a" / "b")
+    assert (done.code, done.out) == (0, f"{tmp_path / 'a' / 'b'}\n")
+    made = json.loads((tmp_path / "a" / "b" / "manifest.json").read_text())
+    assert (made["parameters"]["depth"], made["clock_mhz"]) == (3, 75)
+    assert (tmp_path / "a" / "b" / "tilewright_stream_fifo.v").exists()
+
+
+def test_the_verilog_of_the_demo_comes_from_the_cache(tmp_path: Path, quick_verilog: None) -> None:
+    config = tw.AcceleratorConfig.preset("tiny")
     for _ in range(2):  # made, and from the cache
-        done = command("verilog", "--config", "tiny", "-o", tmp_path / "a" / "b")
-        path = tmp_path / "a" / "b" / "tilewright_tiny.v"
-        assert (done.code, done.out) == (0, f"{path}\n")
+        path = write(config, tmp_path / "a" / "b")
+        assert path == tmp_path / "a" / "b" / "tilewright_tiny.v"
         assert path.read_text() == "// tiny"
         assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_verilog_without_a_cache(
-    command: Command, tmp_path: Path, quick_verilog: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_verilog_without_a_cache(tmp_path: Path, quick_verilog: None, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("TILEWRIGHT_CACHE", str(tmp_path / "file"))
-    assert command("verilog", "--config", "tiny", "-o", tmp_path).code == 0
+    write(tw.AcceleratorConfig.preset("tiny"), tmp_path)
     assert (tmp_path / "tilewright_tiny.v").read_text() == "// tiny"
 
 
