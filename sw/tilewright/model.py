@@ -12,6 +12,8 @@ from tilewright_hw.arch import InputError
 
 Floats = NDArray[np.float32]
 MAX_LAYERS = 4096
+MAX_CONTEXT = 65535
+"""Most positions: row lengths are fields of 16 bits. An importer cuts a longer context to this."""
 MAX_SIZE = 1 << 24
 """No size of a real model is above these: a file that says so is broken."""
 
@@ -130,8 +132,8 @@ class ModelSpec:
             raise InputError(f"model: heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.head_dim % 2:
             raise InputError(f"model: head_dim must be even, not {self.head_dim}")
-        if self.context > 65535:
-            raise InputError(f"model: context must be at most 65535, not {self.context}")
+        if self.context > MAX_CONTEXT:
+            raise InputError(f"model: context must be at most {MAX_CONTEXT}, not {self.context}")
         for name in ("rope_theta", "norm_eps", "embedding_scale", "score_scale"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):

@@ -78,11 +78,15 @@ def write_tokenizer(path: Path) -> None:
 
 
 def write_huggingface(folder: Path, config: dict[str, Any] | None = None, weights: Tensors | None = None) -> Path:
-    """Write a folder; fields of `config` replace those of CONFIG."""
+    """Write a Llama's folder; fields of `config` replace those of CONFIG."""
+    return write_folder(folder, CONFIG | (config or {}), tensors(CONFIG) if weights is None else weights)
+
+
+def write_folder(folder: Path, config: dict[str, Any], weights: Tensors) -> Path:
+    """Write any configuration and tensors, with the tokenizer of bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    merged = CONFIG | (config or {})
-    (folder / "config.json").write_text(json.dumps(merged))
-    save_file(tensors(CONFIG) if weights is None else weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(weights, folder / "model.safetensors")
     write_tokenizer(folder / "tokenizer.json")
     return folder
 

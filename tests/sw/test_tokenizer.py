@@ -1,9 +1,11 @@
 """Text to ids and back."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import checkpoints
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -88,3 +90,22 @@ def test_the_shared_tokenizer_gives_the_reference_ids(shared_data: Path, stories
     text = (shared_data / "tinyshakespeare.txt").read_text()[:2000]
     assert len(tokenizer.encode(text)) - 1 == stories_reference["cross_entropy"]["tinyshakespeare.txt[:2000]"]["tokens"]
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_merging_is_the_one_that_looks_for_the_best_pair_each_time(llama2c_file: Path) -> None:
+    """Against the definition, which takes quadratic time; scores tie often, so the first of equals matters."""
+    tokenizer = load_tokenizer(llama2c_file, checkpoints.VOCAB)
+    assert isinstance(tokenizer, Llama2cTokenizer)
+    random = np.random.default_rng(7)
+    print("seed 7")
+    for _ in range(50):
+        text = "".join(random.choice(list("hello he lcab"), random.integers(1, 60)))
+        ids = [tokenizer.pieces.index(c.encode()) for c in " " + text]
+        while True:
+            pairs = [tokenizer.pieces[a] + tokenizer.pieces[b] for a, b in itertools.pairwise(ids)]
+            scores = [tokenizer.scores[tokenizer.pieces.index(p)] if p in tokenizer.pieces else -1e10 for p in pairs]
+            if not scores or max(scores) <= -1e10:
+                break
+            at = int(np.argmax(scores))
+            ids[at : at + 2] = [tokenizer.pieces.index(pairs[at])]
+        assert tokenizer.encode(text) == [1, *ids], text
