@@ -1,8 +1,9 @@
 """What a configuration takes of an FPGA, block by block: Yosys's mapping of the flat design.
 
-The design is mapped flat, as a user would map it, so the total is the real one. Every cell is named after the signals
-around it (Yosys's `autoname`), and counts for the block of that name: exact for registers, multipliers and memories; a
-table on the border between two blocks counts for one of them.
+The design is mapped flat, as a user would map it, so the total is the real one. Multipliers, carry chains and
+most registers know the module that they were made of. A table does not: it is named after the signals around it
+(Yosys's `autoname`) and counts for the block of the nearest register, so one on the border between two blocks may be
+counted for the other.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import functools
 import gzip
 import hashlib
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -21,11 +23,11 @@ from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.generate import to_rtlil
 from tilewright_sim.cache import get_or_build
 from tilewright_sim.rtl.build import gateware_key
-from tilewright_sim.synth.design import SHELL, Design, find_block, plain_name, prepare
+from tilewright_sim.synth.design import SHELL, SOURCE, Design, find_block, plain_name, prepare
 from tilewright_sim.synth.targets import TARGETS, Family, Resources, Target, resources
 from tilewright_sim.synth.yosys import Progress, run_yosys, tool_version
 
-__all__ = ["Cost", "Synthesized", "by_block", "synthesize_blocks"]
+__all__ = ["Cost", "Synthesized", "synthesize_blocks"]
 
 _NETLIST = "netlist.json.gz"
 
@@ -37,14 +39,13 @@ _STEPS = {
     r"Executing AUTONAME pass": "naming the cells",
 }
 
-# The lists hold `module/cell` on each line: small, where the netlist may be hundreds of megabytes.
 _SCRIPTS: dict[Family, str] = {
     "ecp5": """\
 read_rtlil design.il
 read_verilog shell.v
 hierarchy -check -top {shell}
 synth_ecp5 -top {shell}
-{lists}
+dump -o cells {kinds}
 setattr -mod -unset keep_hierarchy {module}
 flatten
 write_json netlist.json
@@ -54,10 +55,10 @@ read_rtlil design.il
 hierarchy -check -top {module}
 synth_xilinx -family xc7 -noiopad -flatten -top {module}
 autoname
-{lists}
+dump -o cells {kinds}
 """,
 }
-_CELLS: dict[Family, tuple[str, ...]] = {
+_KINDS: dict[Family, tuple[str, ...]] = {
     "ecp5": ("LUT4", "CCU2C", "TRELLIS_DPR16X4", "TRELLIS_FF", "MULT18X18D", "MULT9X9D", "DP16KD", "PDPW16KD"),
     "xc7": (
         *(f"LUT{n}" for n in range(1, 7)),
@@ -127,37 +128,55 @@ class Synthesized:
             shutil.copyfileobj(packed, file)
 
 
-def by_block(cells: Mapping[str, Iterable[str]], blocks: Iterable[str], family: Family) -> dict[str, Resources]:
-    """Add up cells by block, each for its block and for all that hold it; `""` is the whole.
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A cell of the mapped design.
 
     Parameters
     ----------
-    cells : mapping of str to iterable of str
-        Names of the cells (`matrix.array.cell_0_0.x_TRELLIS_FF_Q`) of each type.
-    blocks : iterable of str
-        The paths of all blocks.
-    family : {"ecp5", "xc7"}
-        Says what a cell takes.
+    kind, name : str
+        Its type, and its name, which `autoname` made of the signals around it: `array.x_TRELLIS_FF_Q_3_DI_LUT4_Z`.
+    source : str
+        The module whose logic it was made of; empty where Yosys has forgotten it.
     """
-    known = set(blocks)
-    sums = {"": Resources(), **{block: Resources() for block in blocks}}
-    for kind, names in cells.items():
-        each = resources(family, kind)
-        for name in names:
-            sums[""] += each
-            parts = name.split(".")
-            for end in range(1, len(parts)):  # the last part is the cell's own name
-                if (path := ".".join(parts[:end])) in known:
-                    sums[path] += each
+
+    kind: str
+    name: str
+    source: str
+
+
+_CELL = re.compile(r"^((?:  attribute .*\n)*)  cell \\(\S+) (\S+)$", re.M)
+_SOURCE = re.compile(rf'\\src "(?:[^"]*\|)?{SOURCE}([^"|]+)')
+
+
+def read_cells(dump: str) -> list[Cell]:
+    """Return the cells of a dump."""
+    cells = []
+    for attributes, kind, name in _CELL.findall(dump):
+        source = _SOURCE.search(attributes)
+        cells.append(Cell(kind=kind, name=name.removeprefix("\\"), source=source[1] if source else ""))
+    return cells
+
+
+def by_block(cells: Iterable[Cell], design: Design, family: Family) -> dict[str, Resources]:
+    """Add up cells by block, each for its own and for all that hold it; `""` is the whole."""
+    cells = list(cells)
+    own = {cell.name: cell.source for cell in cells if cell.source}
+    known = set(design.blocks)
+    # `x_TRELLIS_FF_Q_3_DI_LUT4_Z` leads to the register `x_TRELLIS_FF_Q_3`, whose source may be known.
+    stem = re.compile(rf"(.*?_(?:{'|'.join(_KINDS[family])})_[A-Z0-9]+(?:_\d+)?)_")
+    sums = {"": Resources(), **{block: Resources() for block in design.blocks}}
+    for cell in cells:
+        near = stem.match(cell.name)
+        source = cell.source or (own.get(near[1], "") if near else "")
+        path = source.removeprefix(design.module).removeprefix(".") if source else cell.name.rpartition(".")[0]
+        each = resources(family, cell.kind)
+        sums[""] += each
+        parts = path.split(".")
+        for end in range(1, len(parts) + 1):
+            if (block := ".".join(parts[:end])) in known:
+                sums[block] += each
     return sums
-
-
-def _read_lists(folder: Path, family: Family, module: str) -> dict[str, list[str]]:
-    lists = {}
-    for kind in _CELLS[family]:
-        lines = (folder / f"cells.{kind}").read_text(encoding="utf-8").splitlines()
-        lists[kind] = [line.removeprefix(f"{module}/") for line in lines if line.startswith(f"{module}/")]
-    return lists
 
 
 def _synthesize(design: Design, target: Target, out: Path, tell: Progress) -> None:
@@ -167,11 +186,11 @@ def _synthesize(design: Design, target: Target, out: Path, tell: Progress) -> No
         folder = Path(name)
         (folder / "design.il").write_text(design.rtlil, encoding="utf-8")
         (folder / "shell.v").write_text(design.shell, encoding="utf-8")
-        lists = "\n".join(f"select -write cells.{kind} {design.module}/t:{kind}" for kind in _CELLS[family])
-        script = _SCRIPTS[family].format(shell=SHELL, module=design.module, lists=lists)
+        kinds = " ".join(f"{design.module}/t:{kind}" for kind in _KINDS[family])
+        script = _SCRIPTS[family].format(shell=SHELL, module=design.module, kinds=kinds)
         tell("starting Yosys")
         run_yosys(script, folder, steps=_STEPS, tell=tell)
-        costs = by_block(_read_lists(folder, family, design.module), design.blocks, family)
+        costs = by_block(read_cells((folder / "cells").read_text(encoding="utf-8")), design, family)
         (out / "costs.json").write_text(json.dumps({path: asdict(cost) for path, cost in costs.items()}))
         if family == "ecp5":
             with (folder / "netlist.json").open("rb") as file, gzip.open(out / _NETLIST, "wb", 6) as packed:

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from tilewright_hw.arch.errors import InputError
 from tilewright_hw.generate import TOP
 
-__all__ = ["SHELL", "Design", "block_names", "find_block", "plain_name", "prepare"]
+__all__ = ["SHELL", "SOURCE", "Design", "block_names", "find_block", "plain_name", "prepare"]
 
 SHELL = "shell"
 """The name of the module around the design, and the prefix of its registers."""
 
+SOURCE = "block:"
+"""What stands before a module's name where it is the source of a cell."""
+
 _MODULE = re.compile(r"^module \\(\S+)$", re.M)
 _PORT = re.compile(r"^  wire (?:width (\d+) )?(input|output) \d+\s+(?:signed )?\\(\S+)$", re.M)
+_LOGIC = re.compile(r"  (?:cell \\?\$|process )")
 _ELEMENT = re.compile(r"(\\[^\s\[]+)\[(\d+)\]")
 
 
@@ -92,11 +96,24 @@ def prepare(rtlil: str, block: str | None = None) -> Design:
     # ABC9 takes no ports whose names end like a selection of bits.
     text = _ELEMENT.sub(r"\1_\2", rtlil)
     text = text.replace("attribute \\top 1\n", "")
+    text = _with_sources(text)
     text = text.replace(f"\nmodule \\{module}\n", f"\nattribute \\keep_hierarchy 1\nmodule \\{module}\n")
     body = text[text.index(f"\nmodule \\{module}\n") :]
     ports = [(name, way, int(width or 1)) for width, way, name in _PORT.findall(body[: body.index("\nend\n")])]
     inside = [name.removeprefix(f"{module}.") for name in _MODULE.findall(rtlil) if name.startswith(f"{module}.")]
     return Design(rtlil=text, shell=_shell(module, ports), module=module, blocks=tuple(inside))
+
+
+def _with_sources(rtlil: str) -> str:
+    """Give all logic its module's name as its source: Yosys keeps that through most of its mapping."""
+    lines, module = [], ""
+    for line in rtlil.split("\n"):
+        if line.startswith("module "):
+            module = line.removeprefix("module \\")
+        elif _LOGIC.match(line):
+            lines.append(f'  attribute \\src "{SOURCE}{module}"')
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _connections(ports: Iterable[tuple[str, int]], bus: str) -> tuple[list[str], int]:
