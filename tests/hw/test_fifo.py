@@ -6,7 +6,7 @@ import pytest
 from amaranth.hdl import signed
 from streams import Stall, get, put, simulate
 
-from tilewright_hw.gateware.fifo import StreamBuffer, StreamFifo
+from tilewright_hw.gateware.fifo import ReadyBuffer, StreamBuffer, StreamFifo
 from tilewright_hw.gateware.layouts import bytes_word
 
 
@@ -42,15 +42,18 @@ def test_fifo_keeps_order_under_stalls(depth, put_share, get_share):
     assert received == items
 
 
+@pytest.mark.parametrize("kind", [StreamBuffer, ReadyBuffer])
 @pytest.mark.parametrize("share", [0, 0.3, 0.6])
-def test_buffer_keeps_order_under_stalls(share):
+def test_buffer_keeps_order_under_stalls(kind, share):
     items = [[i % 100, -i % 100, i % 7] for i in range(200)]
-    received, _ = pass_through(StreamBuffer(bytes_word(3)), items, Stall(1, share), Stall(2, 0.6 - share))
+    received, _ = pass_through(kind(bytes_word(3)), items, Stall(1, share), Stall(2, 0.6 - share))
     assert [list(word) for word in received] == items
 
 
 @pytest.mark.parametrize(
-    "dut", [StreamFifo(8, 3), StreamFifo(8, 16), StreamBuffer(8)], ids=["fifo of 3", "fifo of 16", "buffer"]
+    "dut",
+    [StreamFifo(8, 3), StreamFifo(8, 16), StreamBuffer(8), ReadyBuffer(8)],
+    ids=["fifo of 3", "fifo of 16", "buffer", "ready buffer"],
 )
 def test_one_item_per_cycle_and_stated_latency(dut):
     items = list(range(100))
@@ -97,3 +100,26 @@ def test_ready_of_the_buffer_is_registered():
 def test_bad_depth(depth, kind):
     with pytest.raises(kind, match=rf"^FIFO depth must be .*, not {depth!r}$"):
         StreamFifo(8, depth)
+
+
+def test_ready_of_a_ready_buffer_is_a_register():
+    dut = ReadyBuffer(8)
+
+    async def bench(ctx):
+        ctx.set(dut.i.valid, 1)
+        ctx.set(dut.i.payload, 7)
+        assert ctx.get(dut.o.valid)  # an item passes in its own cycle
+        assert ctx.get(dut.o.payload) == 7
+        await ctx.tick()  # it was taken and is held
+        ctx.set(dut.i.payload, 9)
+        assert ctx.get(dut.o.payload) == 7
+        for ready in (0, 1):
+            ctx.set(dut.o.ready, ready)
+            assert not ctx.get(dut.i.ready)
+        await ctx.tick()
+        assert ctx.get(dut.o.payload) == 9
+        for ready in (0, 1):
+            ctx.set(dut.o.ready, ready)
+            assert ctx.get(dut.i.ready)
+
+    simulate(dut, bench)

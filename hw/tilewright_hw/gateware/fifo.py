@@ -1,4 +1,4 @@
-"""Elastic storage on streams: a FIFO in block RAM and a register stage."""
+"""Elastic storage on streams: a FIFO in block RAM and register stages."""
 
 from __future__ import annotations
 
@@ -105,4 +105,44 @@ class StreamBuffer(wiring.Component):
                 m.d.sync += Cat(self.o.payload).eq(Mux(full, Cat(spare), Cat(self.i.payload)))
         with m.Elif(self.i.valid & ~full):
             m.d.sync += [full.eq(1), Cat(spare).eq(Cat(self.i.payload))]
+        return m
+
+
+class ReadyBuffer(wiring.Component):
+    """A register stage for ready alone: `i.ready` is a register, while an item passes in the cycle in which it comes.
+
+    Where a chain of stages takes an item only when the next stage does, every stage lengthens the path that ready goes
+    backwards; one of these in the chain halves it, and costs no cycle.
+
+    Flow control: one item per cycle; holds the one item that comes while `o` waits. Latency: none.
+
+    Parameters
+    ----------
+    shape : shape-like
+        Shape of an item.
+
+    Members
+    -------
+    i, o : stream of shape
+        Input and output; `o.valid` and the payload follow `i` combinationally while nothing is held.
+    """
+
+    LATENCY = 0
+
+    def __init__(self, shape):
+        self.shape = shape
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform):
+        m = Module()
+        full = Signal()
+        spare = Signal.like(self.i.payload)
+        m.d.comb += [
+            self.i.ready.eq(~full),
+            self.o.valid.eq(self.i.valid | full),
+            Cat(self.o.payload).eq(Mux(full, Cat(spare), Cat(self.i.payload))),
+        ]
+        m.d.sync += full.eq(self.o.valid & ~self.o.ready)
+        with m.If(~full):
+            m.d.sync += Cat(spare).eq(Cat(self.i.payload))
         return m

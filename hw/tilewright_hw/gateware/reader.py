@@ -11,8 +11,8 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.isa import BASES, LoadDest, Op
 from tilewright_hw.gateware.axi import AxiRead, drive_address
-from tilewright_hw.gateware.burst import BurstSplitter, RunGenerator, burst, largest_burst
-from tilewright_hw.gateware.fifo import StreamFifo
+from tilewright_hw.gateware.burst import BurstSplitter, RunGenerator, burst, largest_burst, run
+from tilewright_hw.gateware.fifo import ReadyBuffer, StreamFifo
 from tilewright_hw.gateware.layouts import buffer_write, bytes_word, operands, vector_word
 from tilewright_hw.gateware.load import TARGET, LoadSink
 from tilewright_hw.gateware.width import WidthConverter, beat
@@ -315,10 +315,12 @@ class MemoryReader(wiring.Component):
             beats=largest_burst(self.config.burst_beats, room),
             tag=tag,
         )
+        m.submodules[f"{name}_cut"] = cut = ReadyBuffer(run(32, tag))
         select_base(m, self.bases, cmd.base, runs.i.p.start)
         for field in ("offset", "stride", "bytes", "count"):
             m.d.comb += runs.i.p[field].eq(cmd[field])
-        connect(m, runs.o, bursts.i)
+        connect(m, runs.o, cut.i)
+        connect(m, cut.o, bursts.i)
         connect(m, bursts.o, out)
         return runs.i
 
@@ -339,7 +341,9 @@ class MemoryReader(wiring.Component):
             cmd.ready.eq(i.ready & targets.i.ready),
             *(targets.i.p[f].eq(cmd.p[f]) for f in ("dest", "format", "dst", "dst_stride")),
         ]
-        connect(m, targets.o, sink.cmd)
+        m.submodules.target_cut = cut = ReadyBuffer(TARGET)
+        connect(m, targets.o, cut.i)
+        connect(m, cut.o, sink.cmd)
 
     def _return_side(self, m, issue, origins, fifo):
         """Register the data channel, and give each beat to whom it belongs."""

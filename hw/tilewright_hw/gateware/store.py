@@ -11,7 +11,7 @@ from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.isa import BASES, Element, Op
 from tilewright_hw.gateware.axi import AxiWrite, drive_address
 from tilewright_hw.gateware.burst import BurstSplitter, burst, run
-from tilewright_hw.gateware.fifo import StreamFifo
+from tilewright_hw.gateware.fifo import ReadyBuffer, StreamFifo
 from tilewright_hw.gateware.layouts import operands, store_word
 from tilewright_hw.gateware.reader import select_base
 
@@ -546,5 +546,7 @@ class StoreUnit(wiring.Component):
         connect(m, runs.o, bursts.i)
         connect(m, runs.o_data, queue.i)
         connect(m, queue.o, packer.i_run)
-        connect(m, bursts.o, issue.i)
-        return walking | bursts.o.valid | queue.o.valid
+        m.submodules.burst_cut = cut = ReadyBuffer(burst())
+        connect(m, bursts.o, cut.i)
+        connect(m, cut.o, issue.i)
+        return walking | cut.o.valid | queue.o.valid
