@@ -55,6 +55,7 @@ class Bursts:
         """First cycle in which another command may be taken; NEVER while that is not known."""
         self._runs = 0
         self._run_offered = 0
+        self._last_run = False
         self._at = self._left = self._start = 0
         self._fields: Fields = {}
 
@@ -72,7 +73,8 @@ class Bursts:
         self._start += self._fields["stride"]
         self._runs -= 1
         self._run_offered = cycle + 1
-        if self._runs == 0:
+        self._last_run = self._runs == 0
+        if self._last_run:
             self.free = cycle
         self._cut(cycle + 1)
 
@@ -81,7 +83,7 @@ class Bursts:
         beats = -(-last // self.bus_bytes) - self._at // self.bus_bytes
         self._left -= last - self._at
         self._at = last
-        self.head = Burst(cycle, beats, not self._left and not self._runs)
+        self.head = Burst(cycle, beats, self._last_run and not self._left)
 
     def issued(self, cycle: int) -> None:
         """Go on to the next burst: the one at the head went in this cycle."""
@@ -205,7 +207,7 @@ class Reads:
         wanted = self._weight_asked + head.beats
         room = _tiles_back(wanted - self.weight_room, self.tile_beats, self.matrix.pops[0])
         came = _beats_back(wanted - self.window, self._weight_taken)
-        return max(head.offered, room, came) + 1
+        return min(max(head.offered, room, came) + 1, NEVER)
 
     def _load_when(self) -> int:
         head = self.loads.head
@@ -215,7 +217,7 @@ class Reads:
         if self._load_tags[0]:
             wanted = self._stream_asked + head.beats
             room = max(room, _tiles_back(wanted - self.stream_room, self.tile_beats, self.matrix.pops[1]))
-        return max(head.offered, room) + 1
+        return min(max(head.offered, room) + 1, NEVER)
 
     def issue(self, cycle: int) -> Unit | None:
         """Choose in this cycle, which `next_issue` gave; return which unit's burst went, if any."""
