@@ -17,8 +17,8 @@ from tilewright_hw.arch.isa import BYTES, Dest, Element, LoadDest, Op, Reduce, S
 
 INSTRUCTIONS = 4
 """Of a pass: WEIGHT, MATMUL, VECTOR, STORE."""
-PASS_OVERHEAD = 20
-"""Cycles between the units' instructions of a pass: queues, address generators, the vector unit's pipeline."""
+PASS_OVERHEAD = 23
+"""Cycles of a pass in which neither its rows nor its sums move: queues, pipelines; and the way through the array."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class Product:
         self.row_words = round_up(self.shape.k_tiles, self.align)
         self.row_bytes = self.row_words * config.row_slot
         self.k_step = min(self.row_words, config.act_words // 2 // self.align * self.align)
-        self.block, self.n_step = self._sizes()
+        self.overhead = config.rows + config.cols + PASS_OVERHEAD
+        self.block = self._block_rows()
         self.a = self.memory.add("a", m * self.row_bytes)
         self.b = self.memory.add("b", self.shape.bytes)
         self.stride = round_up(n if quantise else 4 * n, config.bus_bytes)
@@ -68,10 +69,11 @@ class Product:
         self._half, self._stat = 1, 0
         self._held = (-1, -1, 0)  # what the activation buffer's half holds: block, first word of k, rows
 
-    def _sizes(self) -> tuple[int, int]:
-        """Return the rows of a block, and the output tiles of a pass."""
+    def _block_rows(self) -> int:
+        """Return the rows of a block."""
         config, nt = self.config, self.shape.n_tiles
-        # Rows that keep the array busy for twice as long as the bus needs for a tile; more of them start later.
+        # Rows that keep the array busy for twice as long as the bus needs for a tile; with more the first pass starts
+        # later, and with fewer the bus is the limit.
         best = max(2 * config.tile_bytes // config.bus_bytes, 8)
         most = min(best, config.acc_rows, config.act_words // 2 // self.k_step)
         if self.quantise:
@@ -81,8 +83,25 @@ class Product:
                     f"on {config.name}, not {self.n}"
                 )
             most = min(most, config.acc_rows // nt, config.stat_entries // 2)
-        block = ceil_div(self.m, ceil_div(self.m, most))
-        return block, nt if self.quantise else self._pass_tiles(block)
+        most = min(most, self.m)
+        return min(range(1, most + 1), key=lambda rows: (self._estimate(rows), -rows))
+
+    def _estimate(self, rows: int) -> float:
+        """Return about the cycles that all takes with blocks of so many rows."""
+        config, nt, kt = self.config, self.shape.n_tiles, self.shape.k_tiles
+        bus = config.bus_bytes
+        read = float(self.m * self.row_bytes)
+        multiply = 0.0
+        for m0 in range(0, self.m, rows):
+            count = min(rows, self.m - m0)
+            passes = nt / self._pass_tiles(count)
+            one = nt / passes * kt * max(count, config.rows // config.ingest)
+            drained = nt / passes * count * config.cols / config.lanes
+            multiply += passes * max(one, (one + drained + self.overhead) / 2)
+            read += self.shape.bytes + ceil(passes) * INSTRUCTIONS * BYTES
+        first = min(nt, self._pass_tiles(rows)) * kt * rows
+        written = self.m * self.n * (1 if self.quantise else 4)
+        return max(read / bus, rows * self.row_bytes / bus + max(multiply, first + written / bus))
 
     def _pass_tiles(self, rows: int) -> int:
         """Return the output tiles of a pass: as few as keep both banks busy, and as make up for their instructions.
@@ -91,13 +110,14 @@ class Product:
         each pass costs the bus its instructions, which counts where the bus is the limit.
         """
         config, nt, kt = self.config, self.shape.n_tiles, self.shape.k_tiles
+        if self.quantise:  # whole rows
+            return nt
         most = max(1, min(nt, config.acc_rows // rows))
         bus = kt * config.tile_bytes // config.bus_bytes  # cycles per output tile
         multiply = max(bus, kt * max(rows, config.rows // config.ingest))
         drain = rows * config.cols // config.lanes
         # Two passes share the banks: while one drains, the other must not be over.
-        overhead = config.rows + config.cols + PASS_OVERHEAD
-        least = ceil_div(overhead, multiply - drain) if multiply > drain else most
+        least = ceil_div(self.overhead, multiply - drain) if multiply > drain else most
         fetch = INSTRUCTIONS * BYTES / config.bus_bytes if bus >= multiply else 0.0
         tail = max(drain, 4 * rows * config.cols / config.bus_bytes)
         return max(1, min(most, max(least, ceil((fetch * nt / tail) ** 0.5))))
@@ -105,11 +125,13 @@ class Product:
     def passes(self) -> Iterator[Pass]:
         """Yield the passes in their order; a block's rows come before the next block's."""
         nt = self.shape.n_tiles
-        starts = [(m0, n0) for m0 in range(0, self.m, self.block) for n0 in range(0, nt, self.n_step)]
-        for index, (m0, n0) in enumerate(starts):
-            rows, tiles = min(self.block, self.m - m0), min(self.n_step, nt - n0)
-            for row, count in self._parts(rows, last=index == len(starts) - 1):
-                yield Pass(m0 + row, count, n0, tiles)
+        for m0 in range(0, self.m, self.block):
+            rows = min(self.block, self.m - m0)
+            step = self._pass_tiles(rows)
+            for n0 in range(0, nt, step):
+                tiles = min(step, nt - n0)
+                for row, count in self._parts(rows, last=m0 + rows == self.m and n0 + tiles == nt):
+                    yield Pass(m0 + row, count, n0, tiles)
 
     def _parts(self, rows: int, *, last: bool) -> list[tuple[int, int]]:
         """Cut the rows of the last pass: (first, count) of each part."""

@@ -326,9 +326,7 @@ def _beats_back(missing: int, taken: deque[Taken]) -> int:
     return ceil(first + (missing - 1 - begin) * step) + 1
 
 
-def _whole_tiles(
-    partial: int, beats: int, tile_beats: int, first: int, step: float, available: list[int]
-) -> int:
+def _whole_tiles(partial: int, beats: int, tile_beats: int, first: int, step: float, available: list[int]) -> int:
     """Note the tiles that a burst completes, whose first beat makes a tile available in `first`; return what is left.
 
     `partial` is the number of beats of a tile that came before the burst.

@@ -7,8 +7,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
 
-from tilewright.perf.timing import FIFO_LATENCY, ROW_LATENCY, RUN_WALK_LATENCY, STORE_DEPTH, STORE_FIFO, STORE_RUNS
-from tilewright.perf.timing import Fields
+from tilewright.perf.timing import (
+    FIFO_LATENCY,
+    ROW_LATENCY,
+    RUN_WALK_LATENCY,
+    STORE_DEPTH,
+    STORE_FIFO,
+    STORE_RUNS,
+    Fields,
+)
 from tilewright_hw.arch import AcceleratorConfig
 from tilewright_hw.arch.memory_model import MemoryModel
 
