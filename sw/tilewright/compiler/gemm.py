@@ -20,6 +20,9 @@ INSTRUCTIONS = 4
 PASS_OVERHEAD = 23
 """Cycles of a pass in which neither its rows nor its sums move: queues, pipelines; and the way through the array."""
 
+BUS_MARGIN = 1.06
+"""What reading takes over its beats, where loads, weights and instructions take turns."""
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -101,7 +104,7 @@ class Product:
             read += self.shape.bytes + ceil(passes) * INSTRUCTIONS * BYTES
         first = min(nt, self._pass_tiles(rows)) * kt * rows
         written = self.m * self.n * (1 if self.quantise else 4)
-        return max(read / bus, rows * self.row_bytes / bus + max(multiply, first + written / bus))
+        return max(BUS_MARGIN * read / bus, rows * self.row_bytes / bus + max(multiply, first + written / bus))
 
     def _pass_tiles(self, rows: int) -> int:
         """Return the output tiles of a pass: as few as keep both banks busy, and as make up for their instructions.

@@ -275,7 +275,7 @@ class Machine:
         for written in self._written[begin : begin + self.beats]:
             taken = max(taken + 1, written + FIFO_LATENCY)
             self._beats_taken.append(taken)
-        self._post_ask(taken + 1)
+        self._post_ask(self._beats_taken[begin] + 1)
         step = self.steps[self._at]
         patching = step.patches + 1 if step.patches else 0
         self._post(taken + 2 + patching, self._issue)
