@@ -13,6 +13,7 @@ from tilewright.perf.timing import (
     LOAD_COMMANDS,
     LOADS_BEFORE_WEIGHT,
     RUN_LATENCY,
+    SPLIT_LATENCY,
     Fields,
     largest_burst,
     load_beat,
@@ -76,7 +77,7 @@ class Bursts:
         self._last_run = self._runs == 0
         if self._last_run:
             self.free = cycle
-        self._cut(cycle + 1)
+        self._cut(cycle + SPLIT_LATENCY)
 
     def _cut(self, cycle: int) -> None:
         last = min(self._at // self.block * self.block + self.block, self._at + self._left)
@@ -88,7 +89,7 @@ class Bursts:
     def issued(self, cycle: int) -> None:
         """Go on to the next burst: the one at the head went in this cycle."""
         if self._left:
-            self._cut(cycle + 1)
+            self._cut(cycle + SPLIT_LATENCY)
         elif self._runs:
             self._next_run(max(cycle, self._run_offered))
         else:
