@@ -32,22 +32,26 @@ class Work:
     def __add__(self, other: Work) -> Work:
         return Work(self.macs + other.macs, self.read + other.read, self.written + other.written)
 
-    def cycles(self, config: AcceleratorConfig) -> float:
-        """Return the least cycles: the slowest of the array's peak, the read bus and the write bus."""
-        return max(self.macs / config.peak_macs, self.read / config.bus_bytes, self.written / config.bus_bytes)
+    def cycles(self, config: AcceleratorConfig, rate: float = 1.0) -> float:
+        """Return the least cycles: the slowest of the array's peak, the read bus and the write bus.
+
+        `rate` is the beats per cycle that each bus carries.
+        """
+        bus = config.bus_bytes * rate
+        return max(self.macs / config.peak_macs, self.read / bus, self.written / bus)
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One operation of a model, by the name of its weights (`layers.0.wq`) or of what it does (`layers.0.attention`)."""
+    """One operation of a model, named by its weights (`layers.0.wq`) or by what it does (`layers.0.attention`)."""
 
     name: str
     work: Work
 
 
-def roofline(operations: Iterable[Operation], config: AcceleratorConfig) -> float:
+def roofline(operations: Iterable[Operation], config: AcceleratorConfig, rate: float = 1.0) -> float:
     """Return the least cycles of a run: the sum over its operations."""
-    return sum(operation.work.cycles(config) for operation in operations)
+    return sum(operation.work.cycles(config, rate) for operation in operations)
 
 
 def total(operations: Iterable[Operation]) -> Work:
