@@ -15,7 +15,7 @@ from tilewright.compiler.plan import Tiling
 from tilewright.devices import open_device
 from tilewright.importers import load_checkpoint
 from tilewright.model import Checkpoint, Floats, LlamaSpec
-from tilewright.roofline import Work, decode_work, prefill_work
+from tilewright.roofline import Work, decode_operations, prefill_work, roofline
 from tilewright.runtime import Engine
 from tilewright.sampling import Sampler, Sampling
 from tilewright.tokenizer import Tokenizer, load_tokenizer
@@ -254,7 +254,7 @@ class Run:
         if not prompt:
             stats.decode_cycles += spent["CYCLES"]
             stats.decode_steps += 1
-            self._decode_least += decode_work(spec, first).cycles(engine.config)
+            self._decode_least += roofline(decode_operations(spec, first), engine.config)
         if self.model.golden is not None:
             self.tokens_equal &= self.golden_sampler(self.model.golden.feed(tokens)) == token
         return token

@@ -1,8 +1,8 @@
-"""Measured speed and utilisation, through the public API: `python -m tilewright.bench` is `tilewright bench`.
+"""Measured speed and utilisation: `python -m tilewright.bench` is `tilewright bench`.
 
-Utilisation = roofline / cycles. The roofline of an operation is the largest of the MACs that the mathematics needs over
-the array's peak, the bytes to read over the bus, and the bytes to write over the bus, each byte once; cycles are the
-hardware counter's, from start to interrupt.
+Utilisation = roofline / cycles. The roofline is what the mathematics needs (tilewright/roofline.py); cycles are the
+hardware counter's, from start to interrupt, instruction fetch included. Without a RUN the whole table of targets is
+measured (tilewright/targets.py).
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tilewright.api import Generation, Model, load
+from tilewright.api import Generation, Model, check_fits, load
 from tilewright.devices import device_kind
-from tilewright.ops import matmul_counted
-from tilewright.roofline import Work, prefill_work
+from tilewright.ops import matmul_counted, matmul_quantised_counted
+from tilewright.random_model import is_random, random_checkpoint
+from tilewright.roofline import decode_operations, model_operations, roofline, total
+from tilewright.roofline import gemm as gemm_operation
 from tilewright_hw.arch import AcceleratorConfig, Device, InputError
 from tilewright_hw.arch.memory_model import MemoryModel
 
@@ -30,14 +32,21 @@ if TYPE_CHECKING:
 
 RUNS = ("gemm", "decode", "prefill")
 SHAPES = ("256x256x256", "1x1024x1024")
+GEMM_WEIGHTS = ("int8",)
+"""Formats of the weights that `gemm` can take."""
+RESULTS = ("int32", "int8")
 PREFILL_TOKENS = 128
 PROMPT = "Once upon a time"
 EXAMPLES = """\
 examples:
   tilewright bench
-      every run on the default accelerator
+      the table of targets: every run, what is wanted, what was measured, and the command of each
+  tilewright bench --row 2 --row 3
+      some rows of it
   tilewright bench gemm --shape 100x200x300 --config edge
       one matrix product
+  tilewright bench decode --model random:dim=320,ffn=864,layers=8,heads=5,vocab=4096,seed=1 --context 128 --tokens 8
+      the last eight tokens of a context, of a model with random weights
   tilewright bench decode --model stories260K.bin --context 128 --memory latency=150 --json
       one model, a slower memory, as JSON
 """
@@ -59,8 +68,8 @@ class Row:
         Least cycles that the mathematics allows.
     mac_utilization : float
         Share of the array's peak.
-    seconds : float
-        Seconds of simulation.
+    seconds, total_seconds : float
+        Seconds of simulation: of these cycles; of all that ran, a decode's prompt included.
     counters : dict
         The hardware counters.
     """
@@ -72,6 +81,7 @@ class Row:
     roofline_cycles: float
     mac_utilization: float
     seconds: float
+    total_seconds: float
     counters: dict[str, int]
 
     @property
@@ -95,63 +105,109 @@ class Bench:
     config: AcceleratorConfig
     memory: MemoryModel
     device: str
-    runs: Sequence[str]
+    run: str
     shapes: Sequence[tuple[int, int, int]]
+    quantised: bool
     model: str | None
     context: int
+    tokens: int | None
 
     def rows(self, open_device: Callable[[], Device]) -> Iterator[tuple[str, Callable[[], Row]]]:
         """Yield (name, measurement) for each row; each opens a device of its own when it is called."""
-        if "gemm" in self.runs:
+        rate = bus_rate(self.memory)
+        if self.run == "gemm":
             for shape in self.shapes:
-                yield f"gemm {_shape_name(shape)}", lambda s=shape: gemm(open_device(), *s)  # type: ignore[misc]
-        if "decode" in self.runs:
-            yield "decode", lambda: decode(load(self.model, device=open_device()), self.context)
-        if "prefill" in self.runs:
-            yield "prefill", lambda: prefill(load(self.model, device=open_device()))
+                yield (
+                    f"gemm {_shape_name(shape)}",
+                    lambda s=shape: gemm(open_device(), *s, quantised=self.quantised, rate=rate),  # type: ignore[misc]
+                )
+        if self.run == "decode":
+            yield "decode", lambda: decode(open_model(self.model, open_device()), self.context, self.tokens, rate)
+        if self.run == "prefill":
+            yield "prefill", lambda: prefill(open_model(self.model, open_device()), self.context, rate)
 
 
-def gemm(device: Device, m: int, k: int, n: int) -> Row:
-    """Measure one int8 matrix product (m, k) @ (k, n), operands and int32 result in memory, and check it."""
+def bus_rate(memory: MemoryModel) -> float:
+    """Return the beats per cycle that a memory's data channels carry in the mean."""
+    return min(memory.bandwidth, 1 - memory.stall)
+
+
+def open_model(name: str | None, device: Device) -> Model:
+    """Return a model on a device: a path, `random:...`, or the built-in one."""
+    if not is_random(name):
+        return load(name, device=device)
+    assert name is not None
+    checkpoint = random_checkpoint(name)
+    check_fits(checkpoint.spec, device.config)
+    return Model(checkpoint, None, device)
+
+
+def gemm(device: Device, m: int, k: int, n: int, *, quantised: bool = False, rate: float = 1.0) -> Row:
+    """Measure one int8 matrix product (m, k) @ (k, n), operands and result in memory, and check it."""
     random = np.random.default_rng(0)
     a = random.integers(-128, 128, (m, k), dtype=np.int8)
     b = random.integers(-128, 128, (k, n), dtype=np.int8)
+    expected = a.astype(np.int64) @ b.astype(np.int64)
     start = time.perf_counter()
-    result, counters = matmul_counted(a, b, device)
+    if quantised:
+        result, scales, counters = matmul_quantised_counted(a, b, device)
+        good = bool((np.abs(result * scales[:, None].astype(np.float64) - expected) <= 0.51 * scales[:, None]).all())
+    else:
+        exact, counters = matmul_counted(a, b, device)
+        good = np.array_equal(exact, expected)
     seconds = device.seconds or time.perf_counter() - start
     device.close()
-    if not np.array_equal(result, a.astype(np.int64) @ b.astype(np.int64)):
-        raise RuntimeError(f"gemm {_shape_name((m, k, n))}: the device's result is wrong")
-    work = Work(macs=m * k * n, read=m * k + k * n, written=4 * m * n)
-    return _row("gemm", _shape_name((m, k, n)), 1, counters, work.cycles(device.config), work.macs, seconds, device)
+    name = _shape_name((m, k, n)) + (", int8 result" if quantised else "")
+    if not good:
+        raise RuntimeError(f"gemm {name}: the device's result is wrong")
+    operation = gemm_operation(m, k, n, quantised=quantised)
+    least = roofline([operation], device.config, rate)
+    return _row("gemm", name, 1, counters, least, operation.work.macs, seconds, device)
 
 
-def decode(model: Model, context: int) -> Row:
-    """Measure whole tokens after a short prompt, until the context holds `context` tokens (no sampling noise)."""
+def decode(model: Model, context: int, tokens: int | None = None, rate: float = 1.0) -> Row:
+    """Measure whole tokens until the context holds `context`: the last `tokens`, or all that follow a short prompt."""
     with model:
-        prompt = model.start(PROMPT, 1).prompt
-        room = min(context, model.spec.context) - len(prompt)
-        if room < 2:
-            raise InputError(f"context must be at least {len(prompt) + 2}, not {context}")
-        made = _one(model.generate(prompt, max_new_tokens=room + 1))
-        stats = made.stats
-        roofline = stats.decode_roofline * stats.decode_cycles
+        prompt, steps = _decode_prompt(model, context, tokens)
+        made = _one(model.generate(prompt, max_new_tokens=steps + 1))
+        stats, config, spec = made.stats, model.device.config, model.spec
+        positions = range(len(prompt), len(prompt) + stats.decode_steps)
+        operations = [operation for p in positions for operation in decode_operations(spec, p)]
+        cycles = stats.decode_cycles
+        share = total(operations).macs / (cycles * config.peak_macs) if cycles else 0.0
         return Row(
             run="decode", what=f"{model.name}, context {len(prompt) + stats.decode_steps}", units=stats.decode_steps,
-            cycles=stats.decode_cycles, roofline_cycles=roofline, mac_utilization=stats.mac_utilization,
-            seconds=stats.seconds * stats.decode_cycles / max(stats.cycles, 1), counters=stats.counters,
+            cycles=cycles, roofline_cycles=roofline(operations, config, rate), mac_utilization=share,
+            seconds=stats.seconds * cycles / stats.cycles if stats.cycles else stats.seconds,
+            total_seconds=stats.seconds, counters=stats.counters,
         )  # fmt: skip
 
 
-def prefill(model: Model, tokens: int = PREFILL_TOKENS) -> Row:
+def _decode_prompt(model: Model, context: int, tokens: int | None) -> tuple[list[int], int]:
+    """Return the prompt, and how many tokens are to be measured after it."""
+    context = min(context, model.spec.context)
+    if tokens is None and model.tokenizer is not None:
+        prompt = model.start(PROMPT, 1).prompt
+    else:
+        length = context - tokens if tokens is not None else 4
+        if length < 1:
+            raise InputError(f"tokens must be at most the context less one, {context - 1}, not {tokens}")
+        prompt = np.random.default_rng(0).integers(0, model.spec.vocab, length).tolist()
+    if context - len(prompt) < 1:
+        raise InputError(f"context must be at least {len(prompt) + 2}, not {context}")
+    return prompt, context - len(prompt)
+
+
+def prefill(model: Model, tokens: int = PREFILL_TOKENS, rate: float = 1.0) -> Row:
     """Measure a prompt of `tokens` tokens, last-row logits."""
     with model:
         count = min(tokens, model.spec.context)
         ids = np.random.default_rng(0).integers(0, model.spec.vocab, count).tolist()
         stats = _one(model.generate(ids, max_new_tokens=1)).stats
-        work = prefill_work(model.spec, 0, count)
-        what, config = f"{model.name}, {count} tokens", model.device.config
-        return _row("prefill", what, count, stats.counters, work.cycles(config), work.macs, stats.seconds, model.device)
+        operations, config = model_operations(model.spec, [(0, count)]), model.device.config
+        least, macs = roofline(operations, config, rate), total(operations).macs
+        what = f"{model.name}, {count} tokens"
+        return _row("prefill", what, count, stats.counters, least, macs, stats.seconds, model.device)
 
 
 def _one(made: Generation | list[Generation]) -> Generation:
@@ -160,14 +216,13 @@ def _one(made: Generation | list[Generation]) -> Generation:
 
 
 def _row(
-    run: str, what: str, units: int, counters: dict[str, int], roofline: float, macs: int, seconds: float,
-    device: Device,
-) -> Row:  # fmt: skip
+    run: str, what: str, units: int, counters: dict[str, int], least: float, macs: int, seconds: float, device: Device
+) -> Row:
     cycles = counters["CYCLES"]
     share = macs / (cycles * device.config.peak_macs) if cycles else 0.0
     return Row(
-        run=run, what=what, units=units, cycles=cycles, roofline_cycles=roofline, mac_utilization=share,
-        seconds=seconds, counters=dict(counters),
+        run=run, what=what, units=units, cycles=cycles, roofline_cycles=least, mac_utilization=share,
+        seconds=seconds, total_seconds=seconds, counters=dict(counters),
     )  # fmt: skip
 
 
@@ -189,12 +244,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from tilewright.cli.options import add_device, add_output
 
     parser.add_argument(
-        "run_kind", nargs="?", default="all", choices=("all", *RUNS), metavar="RUN", help="gemm, decode, prefill or all"
+        "run_kind", nargs="?", choices=RUNS, metavar="RUN", help="gemm, decode or prefill (default: the whole table)"
+    )
+    parser.add_argument(
+        "--row", action="append", metavar="N", help="without RUN: this row of the table; may be given several times"
     )
     parser.add_argument("--shape", action="append", metavar="MxKxN", help="gemm: the shape; may be given several times")
-    parser.add_argument("--model", metavar="PATH", help="decode, prefill: the model (default: the built-in one)")
+    parser.add_argument("--weights", default="int8", metavar="FORMAT", help="int8 (default: %(default)s)")
+    parser.add_argument("--result", default="int32", choices=RESULTS, help="gemm: int32, or int8 with a scale per row")
     parser.add_argument(
-        "--context", type=int, default=128, metavar="N", help="decode: tokens at the end (default: %(default)s)"
+        "--model", metavar="PATH|random:...", help="decode, prefill: the model (default: the built-in one)"
+    )
+    parser.add_argument(
+        "--context", type=int, default=128, metavar="N",
+        help="decode: tokens at the end; prefill: tokens of the prompt (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tokens", type=int, metavar="N", help="decode: measure the last N (default: all after a short prompt)"
     )
     add_device(parser, default="rtl")
     add_output(parser)
@@ -202,24 +268,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure and print a table or JSON."""
-    from tilewright.cli.options import memory_model, open_checked
     from tilewright.cli.progress import Progress
 
-    bench = Bench(
-        config=AcceleratorConfig.resolve(arguments.config),
-        memory=memory_model(arguments.memory),
-        device=device_kind(arguments.device),
-        runs=RUNS if arguments.run_kind == "all" else (arguments.run_kind,),
-        shapes=[parse_shape(text) for text in arguments.shape or SHAPES],
-        model=arguments.model,
-        context=arguments.context,
-    )
-    if bench.model is not None and not Path(bench.model).exists():
-        raise InputError(f"no such file or folder: {bench.model}")
-    progress = Progress(arguments.quiet)
-    with progress.stage(f"{bench.device} device ({bench.config.name}) opened") as stage:
-        open_checked(bench.device, bench.config, bench.memory, stage.say).close()
-    rows = _measure(bench, progress)
+    if arguments.run_kind is None:
+        from tilewright import targets
+
+        return targets.run(arguments)
+    bench = check(arguments)
+    rows = measure(bench, Progress(arguments.quiet))
     if arguments.json:
         print(json.dumps(_report(bench, rows), indent=2))
     else:
@@ -227,9 +283,43 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _measure(bench: Bench, progress: Progress) -> list[Row]:
+def check(arguments: argparse.Namespace) -> Bench:
+    """Check the options of a single run."""
+    from tilewright.cli.options import memory_model
+
+    if arguments.weights not in GEMM_WEIGHTS:
+        raise InputError(f"weights must be one of {', '.join(GEMM_WEIGHTS)}, not {arguments.weights!r}")
+    if arguments.row:
+        raise InputError("row must be given without a RUN: it names a row of the whole table")
+    for name in ("context", "tokens"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, not {value}")
+    bench = Bench(
+        config=AcceleratorConfig.resolve(arguments.config),
+        memory=memory_model(arguments.memory),
+        device=device_kind(arguments.device),
+        run=arguments.run_kind,
+        shapes=[parse_shape(text) for text in arguments.shape or SHAPES],
+        quantised=arguments.result == "int8",
+        model=arguments.model,
+        context=arguments.context,
+        tokens=arguments.tokens,
+    )
+    if is_random(bench.model):
+        assert bench.model is not None
+        random_checkpoint(bench.model)
+    elif bench.model is not None and not Path(bench.model).exists():
+        raise InputError(f"no such file or folder: {bench.model}")
+    return bench
+
+
+def measure(bench: Bench, progress: Progress) -> list[Row]:
+    """Measure what the options ask for."""
     from tilewright.cli.options import open_checked
 
+    with progress.stage(f"{bench.device} device ({bench.config.name}) opened") as stage:
+        open_checked(bench.device, bench.config, bench.memory, stage.say).close()
     rows = []
     for name, measure in bench.rows(lambda: open_checked(bench.device, bench.config, bench.memory)):
         with progress.stage(f"{name} measured"):

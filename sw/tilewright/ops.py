@@ -12,16 +12,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tilewright.compiler.emit import Emitter, Region
+from tilewright.compiler.gemm import Product
 from tilewright.compiler.image import MAX_K
-from tilewright.compiler.layout import (
-    MemoryMap,
-    TiledMatrix,
-    address,
-    ceil_div,
-    pack_activations,
-    pack_tiles,
-    round_up,
-)
+from tilewright.compiler.layout import MemoryMap, address, ceil_div, pack_activations, pack_tiles, round_up
 from tilewright.devices import open_device
 from tilewright.formats import bf16_field, f24, f24_bits
 from tilewright.model import Floats
@@ -41,9 +34,6 @@ from tilewright_hw.arch.isa import (
     Source,
     assemble,
 )
-
-PASS_ROWS = 64
-"""Rows times output tiles of one pass of a matrix product: few, so that little is left to store after the last one."""
 
 
 def _device(device: Device | str | None) -> Device:
@@ -86,105 +76,47 @@ def matmul_counted(
     a: ArrayLike, b: ArrayLike, device: Device | str | None = None
 ) -> tuple[NDArray[np.int32], dict[str, int]]:
     """Return `matmul` and the device's counters."""
+    device, job, counters = _multiply(a, b, device)
+    raw = device.read_memory(job.result.start, job.result.size).view(np.int32)
+    return raw.reshape(job.m, -1)[:, : job.n].copy(), counters
+
+
+def matmul_quantised(a: ArrayLike, b: ArrayLike, device: Device | str | None = None) -> tuple[NDArray[np.int8], Floats]:
+    """Return a @ b quantised per row: int8 (m, n) and float32 scales (m,), with a @ b about q * scales[:, None].
+
+    A row's scale is its largest magnitude / 127 in F24, as docs/numerics.md defines QSCALE. InputError as for `matmul`,
+    and if a row of the result does not fit a bank of accumulators; DeviceError if the device stops.
+    """
+    return matmul_quantised_counted(a, b, device)[:2]
+
+
+def matmul_quantised_counted(
+    a: ArrayLike, b: ArrayLike, device: Device | str | None = None
+) -> tuple[NDArray[np.int8], Floats, dict[str, int]]:
+    """Return `matmul_quantised` and the device's counters."""
+    device, job, counters = _multiply(a, b, device, quantise=True)
+    assert job.scales is not None
+    raw = device.read_memory(job.result.start, job.result.size).view(np.int8)
+    scales = device.read_memory(job.scales.start, job.scales.size).view(np.float32)
+    return raw.reshape(job.m, -1)[:, : job.n].copy(), scales.copy(), counters
+
+
+def _multiply(
+    a: ArrayLike, b: ArrayLike, device: Device | str | None, *, quantise: bool = False
+) -> tuple[Device, Product, dict[str, int]]:
+    """Check the operands and run their product."""
     left, right = _int8_matrix(a, "a"), _int8_matrix(b, "b")
     if left.shape[1] != right.shape[0]:
         raise InputError(f"matmul: a has {left.shape[1]} columns and b {right.shape[0]} rows: they must be equal")
     if left.shape[1] > MAX_K:
         raise InputError(f"matmul: k must be at most {MAX_K}, not {left.shape[1]}")
     opened = _device(device)
-    job = _Matmul(opened.config, left.shape[0], left.shape[1], right.shape[1])
+    job = Product(opened.config, left.shape[0], left.shape[1], right.shape[1], quantise=quantise)
     counters = _run(
         opened, job.memory, job.emit(),
         {"a": job.pad_rows(pack_activations(left, opened.config)), "b": pack_tiles(right.T, opened.config)},
     )  # fmt: skip
-    raw = opened.read_memory(job.result.start, job.result.size).view(np.int32)
-    return raw.reshape(left.shape[0], -1)[:, : right.shape[1]].copy(), counters
-
-
-class _Matmul:
-    """Tiling of one matrix product: blocks of rows, chunks of output tiles, and of k if a block does not fit."""
-
-    def __init__(self, config: AcceleratorConfig, m: int, k: int, n: int) -> None:
-        self.config, self.m, self.n = config, m, n
-        self.shape = TiledMatrix(n, k, config)
-        self.memory = MemoryMap()
-        # Runs of activation words are whole bus words: parts of a row are cut and padded to multiples of this.
-        self.align = max(1, config.bus_bytes // config.row_slot)
-        self.row_words = round_up(self.shape.k_tiles, self.align)
-        self.row_bytes = self.row_words * config.row_slot
-        self.k_step = min(self.row_words, config.act_words // 2 // self.align * self.align)
-        # Rows that keep the array busy for twice as long as the bus needs for a tile; more of them start later.
-        best = max(2 * config.tile_bytes // config.bus_bytes, 8)
-        most = min(best, config.acc_rows, config.act_words // 2 // self.k_step)
-        self.block = ceil_div(m, ceil_div(m, most))
-        self.n_step = min(self.shape.n_tiles, config.acc_rows // self.block, max(1, PASS_ROWS // self.block))
-        self.a = self.memory.add("a", m * self.row_bytes)
-        self.b = self.memory.add("b", self.shape.bytes)
-        self.stride = round_up(4 * n, config.bus_bytes)
-        self.result = self.memory.add("result", m * self.stride)
-        self.half = 0
-        self.bank = 0
-        self.e = Emitter()
-
-    def pad_rows(self, packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Pad packed rows (m, words, row_slot) with zero words to whole bus words."""
-        return np.pad(packed, ((0, 0), (0, self.row_words - packed.shape[1]), (0, 0)))
-
-    def emit(self) -> Emitter:
-        """Emit all passes."""
-        kt, nt = self.shape.k_tiles, self.shape.n_tiles
-        for m0 in range(0, self.m, self.block):
-            rows = min(self.block, self.m - m0)
-            resident = None
-            for n0 in range(0, nt, self.n_step):
-                tiles = min(self.n_step, nt - n0)
-                for k0 in range(0, kt, self.k_step):
-                    depth = min(self.k_step, kt - k0)
-                    if resident != (m0, k0):
-                        act = self._load(m0, rows, k0, depth)
-                        resident = (m0, k0)
-                    self._multiply(act, rows, n0, tiles, k0, depth)
-                self._store(m0, rows, n0, tiles)
-        return self.e
-
-    def _load(self, m0: int, rows: int, k0: int, depth: int) -> Region:
-        words = self.config.act_words // 2
-        padded = round_up(depth, self.align)
-        act = Region("act", self.half * words, rows * padded)
-        self.half ^= 1
-        start = self.a.start + m0 * self.row_bytes + k0 * self.config.row_slot
-        self.e.emit(
-            Op.LOAD, [self.a], [act], "rows of a", bytes=padded * self.config.row_slot, count=rows,
-            stride=self.row_bytes, dest=LoadDest.ACT, dst=act.start, dst_stride=padded, **address(start),
-        )  # fmt: skip
-        return act
-
-    def _multiply(self, act: Region, rows: int, n0: int, tiles: int, k0: int, depth: int) -> None:
-        tile = self.config.tile_bytes
-        start = self.b.start + n0 * self.shape.column_bytes + k0 * tile
-        self.e.emit(
-            Op.WEIGHT, [self.b], [], "tiles of b", bytes=depth * tile, count=tiles,
-            stride=self.shape.column_bytes, **address(start),
-        )  # fmt: skip
-        self.e.emit(
-            Op.MATMUL, [act], [Region(f"acc{self.bank}", 0, tiles * rows)], "product", k=depth, n=tiles, groups=1,
-            rows_outer=1, rows_inner=rows, act=act.start, act_inner=act.size // rows, bank=self.bank,
-            accumulate=int(k0 > 0),
-        )  # fmt: skip
-
-    def _store(self, m0: int, rows: int, n0: int, tiles: int) -> None:
-        cols = self.config.cols
-        n = min(tiles * cols, self.n - n0 * cols)
-        self.e.emit(
-            Op.VECTOR, [Region(f"acc{self.bank}", 0, tiles * rows)], [], "drain", n=n, m=rows, h=1, limit=65535,
-            source=Source.ACC, bank=self.bank, src_m=1, src_n=rows, dest=Dest.STORE_RAW,
-        )  # fmt: skip
-        start = self.result.start + m0 * self.stride + 4 * n0 * cols
-        self.e.emit(
-            Op.STORE, [], [self.result], "result", element=Element.FP32, n=n, m=rows, h=1, run=n,
-            stride_m=self.stride, **address(start),
-        )  # fmt: skip
-        self.bank ^= 1
+    return opened, job, counters
 
 
 def _float_rows(x: ArrayLike, name: str) -> tuple[Floats, tuple[int, ...]]:

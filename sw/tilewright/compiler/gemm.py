@@ -1,0 +1,239 @@
+"""Tiling of one int8 matrix product: which rows and output tiles each pass takes, and what is done with the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tilewright.compiler.emit import Emitter, Region
+from tilewright.compiler.layout import MemoryMap, TiledMatrix, address, ceil_div, round_up
+from tilewright.formats import f24_bits
+from tilewright_hw.arch import AcceleratorConfig, InputError
+from tilewright_hw.arch.isa import BYTES, Dest, Element, LoadDest, Op, Reduce, Scale, Source
+
+INSTRUCTIONS = 4
+"""Of a pass: WEIGHT, MATMUL, VECTOR, STORE."""
+PASS_OVERHEAD = 23
+"""Cycles of a pass in which neither its rows nor its sums move: queues, pipelines; and the way through the array."""
+
+BUS_MARGIN = 1.06
+"""What reading takes over its beats, where loads, weights and instructions take turns."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Rows `row` to row + rows - 1 times output tiles `tile` to tile + tiles - 1, drained by one instruction."""
+
+    row: int
+    rows: int
+    tile: int
+    tiles: int
+
+
+class Product:
+    """The program of one matrix product (m, k) @ (k, n): blocks of rows, and in each passes over the output tiles.
+
+    A block of rows stays in the activation buffer while every weight tile passes once; what does not fit it along k is
+    cut. A pass fills one accumulator bank, which is drained while the next pass fills the other. The last pass is cut
+    in rows, so that little is left to store after it.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+        The accelerator.
+    m, k, n : int
+        Shape.
+    quantise : bool
+        Store each row as int8 with one float32 scale (QSCALE), not as int32.
+    """
+
+    def __init__(self, config: AcceleratorConfig, m: int, k: int, n: int, *, quantise: bool = False) -> None:
+        self.config, self.m, self.n, self.quantise = config, m, n, quantise
+        self.shape = TiledMatrix(n, k, config)
+        self.memory = MemoryMap()
+        # Runs of activation words are whole bus words: parts of a row are cut and padded to multiples of this.
+        self.align = max(1, config.bus_bytes // config.row_slot)
+        self.row_words = round_up(self.shape.k_tiles, self.align)
+        self.row_bytes = self.row_words * config.row_slot
+        self.k_step = min(self.row_words, config.act_words // 2 // self.align * self.align)
+        self.overhead = config.rows + config.cols + PASS_OVERHEAD
+        self.block = self._block_rows()
+        self.a = self.memory.add("a", m * self.row_bytes)
+        self.b = self.memory.add("b", self.shape.bytes)
+        self.stride = round_up(n if quantise else 4 * n, config.bus_bytes)
+        self.result = self.memory.add("result", m * self.stride)
+        self.scales = self.memory.add("scales", 4 * m) if quantise else None
+        self.bank = 0
+        self.e = Emitter()
+        self._half, self._stat = 1, 0
+        self._held = (-1, -1, 0)  # what the activation buffer's half holds: block, first word of k, rows
+
+    def _block_rows(self) -> int:
+        """Return the rows of a block."""
+        config, nt = self.config, self.shape.n_tiles
+        # Rows that keep the array busy for twice as long as the bus needs for a tile; with more the first pass starts
+        # later, and with fewer the bus is the limit.
+        best = max(2 * config.tile_bytes // config.bus_bytes, 8)
+        most = min(best, config.acc_rows, config.act_words // 2 // self.k_step)
+        if self.quantise:
+            if nt > config.acc_rows or self.n > 65535:
+                raise InputError(
+                    f"matmul: a quantised result must have at most {min(config.acc_rows * config.cols, 65535)} columns "
+                    f"on {config.name}, not {self.n}"
+                )
+            most = min(most, config.acc_rows // nt, config.stat_entries // 2)
+        most = min(most, self.m)
+        return min(range(1, most + 1), key=lambda rows: (self._estimate(rows), -rows))
+
+    def _estimate(self, rows: int) -> float:
+        """Return about the cycles that all takes with blocks of so many rows."""
+        config, nt, kt = self.config, self.shape.n_tiles, self.shape.k_tiles
+        bus = config.bus_bytes
+        read = float(self.m * self.row_bytes)
+        multiply = 0.0
+        for m0 in range(0, self.m, rows):
+            count = min(rows, self.m - m0)
+            passes = nt / self._pass_tiles(count)
+            one = nt / passes * kt * max(count, config.rows // config.ingest)
+            drained = nt / passes * count * config.cols / config.lanes
+            multiply += passes * max(one, (one + drained + self.overhead) / 2)
+            read += self.shape.bytes + ceil(passes) * INSTRUCTIONS * BYTES
+        first = min(nt, self._pass_tiles(rows)) * kt * rows
+        written = self.m * self.n * (1 if self.quantise else 4)
+        return max(BUS_MARGIN * read / bus, rows * self.row_bytes / bus + max(multiply, first + written / bus))
+
+    def _pass_tiles(self, rows: int) -> int:
+        """Return the output tiles of a pass: as few as keep both banks busy, and as make up for their instructions.
+
+        A pass may be stored only when its last row is there, so what the last pass leaves to do counts in full; but
+        each pass costs the bus its instructions, which counts where the bus is the limit.
+        """
+        config, nt, kt = self.config, self.shape.n_tiles, self.shape.k_tiles
+        if self.quantise:  # whole rows
+            return nt
+        most = max(1, min(nt, config.acc_rows // rows))
+        bus = kt * config.tile_bytes // config.bus_bytes  # cycles per output tile
+        multiply = max(bus, kt * max(rows, config.rows // config.ingest))
+        drain = rows * config.cols // config.lanes
+        # Two passes share the banks: while one drains, the other must not be over.
+        least = ceil_div(self.overhead, multiply - drain) if multiply > drain else most
+        fetch = INSTRUCTIONS * BYTES / config.bus_bytes if bus >= multiply else 0.0
+        tail = max(drain, 4 * rows * config.cols / config.bus_bytes)
+        return max(1, min(most, max(least, ceil((fetch * nt / tail) ** 0.5))))
+
+    def passes(self) -> Iterator[Pass]:
+        """Yield the passes in their order; a block's rows come before the next block's."""
+        nt = self.shape.n_tiles
+        for m0 in range(0, self.m, self.block):
+            rows = min(self.block, self.m - m0)
+            step = self._pass_tiles(rows)
+            for n0 in range(0, nt, step):
+                tiles = min(step, nt - n0)
+                for row, count in self._parts(rows, last=m0 + rows == self.m and n0 + tiles == nt):
+                    yield Pass(m0 + row, count, n0, tiles)
+
+    def _parts(self, rows: int, *, last: bool) -> list[tuple[int, int]]:
+        """Cut the rows of the last pass: (first, count) of each part."""
+        least = self.config.rows // self.config.ingest  # fewer take the array as long
+        if not last or rows < 2 * least or self.k_step < self.row_words:
+            return [(0, rows)]
+        tail = max(least, rows // 4)
+        return [(0, rows - tail), (rows - tail, tail)]
+
+    def pad_rows(self, packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Pad packed rows (m, words, row_slot) with zero words to whole bus words."""
+        return np.pad(packed, ((0, 0), (0, self.row_words - packed.shape[1]), (0, 0)))
+
+    def emit(self) -> Emitter:
+        """Emit all passes."""
+        for p in self.passes():
+            for k0 in range(0, self.shape.k_tiles, self.k_step):
+                self._multiply(p, k0, min(self.k_step, self.shape.k_tiles - k0))
+            if self.quantise:
+                self._store_quantised(p)
+            else:
+                self._store_raw(p)
+            self.bank ^= 1
+        return self.e
+
+    def _activations(self, p: Pass, k0: int, depth: int) -> Region:
+        """Load what of the pass's rows is not there yet; return the activation words of all of them."""
+        block, padded = p.row // self.block, round_up(depth, self.align)
+        if self._held[:2] != (block, k0):
+            self._held = (block, k0, 0)
+            self._half ^= 1
+        first, loaded = block * self.block, self._held[2]
+        start, wanted = self._half * (self.config.act_words // 2), p.row + p.rows - first
+        if loaded < wanted:
+            self._held = (block, k0, wanted)
+            part = Region("act", start + loaded * padded, (wanted - loaded) * padded)
+            at = self.a.start + (first + loaded) * self.row_bytes + k0 * self.config.row_slot
+            self._load(part, at, wanted - loaded, padded)
+        return Region("act", start + (p.row - first) * padded, p.rows * padded)
+
+    def _load(self, part: Region, at: int, rows: int, padded: int) -> None:
+        if padded == self.row_words:  # whole rows lie one after another: longer bursts
+            run = {"bytes": rows * self.row_bytes, "count": 1}
+        else:
+            run = {"bytes": padded * self.config.row_slot, "count": rows, "stride": self.row_bytes}
+        self.e.emit(
+            Op.LOAD, [self.a], [part], "rows of a", dest=LoadDest.ACT, dst=part.start, dst_stride=padded,
+            **run, **address(at),
+        )  # fmt: skip
+
+    def _multiply(self, p: Pass, k0: int, depth: int) -> None:
+        tile = self.config.tile_bytes
+        start = self.b.start + p.tile * self.shape.column_bytes + k0 * tile
+        act = self._activations(p, k0, depth)
+        self.e.emit(
+            Op.WEIGHT, [self.b], [], "tiles of b", bytes=depth * tile, count=p.tiles,
+            stride=self.shape.column_bytes, **address(start),
+        )  # fmt: skip
+        self.e.emit(
+            Op.MATMUL, [act], [self._sums(p)], "product", k=depth, n=p.tiles, groups=1,
+            rows_outer=1, rows_inner=p.rows, act=act.start, act_inner=act.size // p.rows, bank=self.bank,
+            accumulate=int(k0 > 0),
+        )  # fmt: skip
+
+    def _sums(self, p: Pass) -> Region:
+        return Region(f"acc{self.bank}", 0, p.tiles * p.rows)
+
+    def _drain(self, p: Pass, n: int, stat: Region | None, comment: str, **operands: int) -> None:
+        """Emit a VECTOR over the pass's sums; a reduction writes `stat`, anything else reads it."""
+        reads, writes = [self._sums(p)], []
+        if stat is not None:
+            reduces = operands.get("reduce", Reduce.NONE) != Reduce.NONE
+            (writes if reduces else reads).append(stat)
+            operands |= {"red": stat.start, "red_m": 1} if reduces else {"stat": stat.start, "stat_m": 1}
+        self.e.emit(
+            Op.VECTOR, reads, writes, comment,
+            **{"n": n, "m": p.rows, "h": 1, "limit": 65535, "source": Source.ACC, "bank": self.bank,
+               "src_m": 1, "src_n": p.rows} | operands,
+        )  # fmt: skip
+
+    def _store(self, p: Pass, n: int, element: Element, target: Region, at: int, stride: int) -> None:
+        self.e.emit(
+            Op.STORE, [], [target], "result", element=element, n=n, m=p.rows, h=1, run=n, stride_m=stride,
+            **address(target.start + p.row * stride + at),
+        )  # fmt: skip
+
+    def _store_raw(self, p: Pass) -> None:
+        first = p.tile * self.config.cols
+        n = min(p.tiles * self.config.cols, self.n - first)
+        self._drain(p, n, None, "drain", dest=Dest.STORE_RAW)
+        self._store(p, n, Element.FP32, self.result, 4 * first, self.stride)
+
+    def _store_quantised(self, p: Pass) -> None:
+        """Take each row's scale, then the row times its reciprocal; a pass holds whole rows."""
+        assert self.scales is not None
+        stat = Region("stat", self._stat * (self.config.stat_entries // 2), p.rows)
+        self._stat ^= 1
+        self._drain(p, self.n, stat, "row scales", reduce=Reduce.QSCALE, const1=f24_bits(1 / 127))
+        self._drain(p, self.n, stat, "quantise", scale=Scale.STAT_A, dest=Dest.STORE_INT8)
+        self._store(p, self.n, Element.INT8, self.result, 0, self.stride)
+        self._drain(p, 1, stat, "store scales", source=Source.STAT, dest=Dest.STORE_FP32)
+        self._store(p, 1, Element.FP32, self.scales, 0, 4)

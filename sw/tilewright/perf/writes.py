@@ -1,0 +1,244 @@
+"""The store stream and the store unit, piece by piece: from the vector unit's words to the write responses."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import ceil
+
+from tilewright.perf.timing import (
+    FIFO_LATENCY,
+    ROW_LATENCY,
+    RUN_WALK_LATENCY,
+    STORE_DEPTH,
+    STORE_FIFO,
+    STORE_RUNS,
+    Fields,
+)
+from tilewright_hw.arch import AcceleratorConfig
+from tilewright_hw.arch.memory_model import MemoryModel
+
+
+@dataclass
+class _Words:
+    """The words of one VECTOR: how many are left, the latest issue, the way to the FIFO, and cycles without room."""
+
+    left: int
+    issued: int
+    delay: int
+    waited: int
+    finished: Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Contiguous elements: address, elements, and log2 of their bytes and of the elements that move at once."""
+
+    at: int
+    count: int
+    size: int
+    step: int
+    row_end: bool
+    end: bool
+
+
+def _runs(start: int, fields: Fields, lanes: int, bus_bytes: int) -> Iterator[_Run]:
+    """Yield the runs of a STORE, rows in their order (docs/architecture.md, STORE)."""
+    n, rows, inner, run, size = (fields[name] for name in ("n", "m", "h", "run", "element"))
+    most = min(lanes, bus_bytes >> size).bit_length() - 1
+    step = min(most, (run & -run).bit_length() - 1)
+    outer, to_wrap = start, fields["wrap_first"]
+    for m in range(rows):
+        if m:
+            wraps = to_wrap == 1
+            outer += fields["wrap_stride"] if wraps else fields["stride_m"]
+            to_wrap = fields["wrap_period"] if wraps else to_wrap - 1
+        for h in range(inner):
+            row = outer + h * fields["stride_h"]
+            for first in range(0, n, run):
+                row_end = first + run >= n
+                end = row_end and m == rows - 1 and h == inner - 1
+                yield _Run(row + first // run * fields["stride_run"], min(run, n - first), size, step, row_end, end)
+
+
+class Writes:
+    """Times of the store stream, computed as far as the commands on both of its sides are known.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig
+        The accelerator.
+    memory : MemoryModel
+        Timing of the memory; stalls are taken at their mean.
+    free : callable
+        Called with the first cycle in which another STORE may be taken.
+    done : callable
+        Called with the cycle in which a STORE completes.
+    """
+
+    def __init__(
+        self, config: AcceleratorConfig, memory: MemoryModel, free: Callable[[int], None], done: Callable[[int], None]
+    ) -> None:
+        self.lanes, self.bus_bytes = config.lanes, config.bus_bytes
+        self.block = config.burst_beats * config.bus_bytes
+        self.limit = config.writes_in_flight
+        self._free, self._done = free, done
+        rate = min(memory.bandwidth, 1 - memory.stall)
+        self._period: float = 1 if rate >= 1 else 1 / rate
+        self._latency = memory.latency + (0 if memory.stall == 0 else round(memory.stall / (1 - memory.stall)))
+        self.beats = 0
+        # Words: cycles in which each left the vector unit's FIFO, and in which the packer took it.
+        self._vectors: deque[_Words] = deque()
+        self._moved: list[int] = []
+        self._taken: list[int] = []
+        # Commands, their runs, and the cycles in which each run was walked and taken by the packer.
+        self._commands: deque[tuple[int, Iterator[_Run]]] = deque()
+        self._queue: deque[_Run] = deque()
+        self._runs_taken: list[int] = []
+        self._runs_read: list[int] = []
+        # Bursts: cycles in which they were asked for and answered.
+        self._asked: list[int] = []
+        self._answers: list[int] = []
+        self._address_side, self._data_side = self._addresses(), self._data()
+
+    def words(self, cycle: int, count: int, delay: int, finished: Callable[[int, int], None]) -> None:
+        """Begin a VECTOR whose first word may be issued in `cycle`.
+
+        `finished` is called with the cycle in which its last word is issued, and the cycles that it waited for room.
+        """
+        self._vectors.append(_Words(count, cycle - 1, delay, 0, finished))
+        self._advance()
+
+    def take(self, cycle: int, start: int, fields: Fields) -> None:
+        """Take a STORE whose first element goes to byte address `start`."""
+        self._commands.append((cycle, _runs(start, fields, self.lanes, self.bus_bytes)))
+        self._advance()
+
+    def _advance(self) -> None:
+        next(self._address_side)
+        next(self._data_side)
+        self._issue_words()
+
+    def _issue_words(self) -> None:
+        """Issue words as far as the room behind them is known."""
+        moved, taken = self._moved, self._taken
+        while self._vectors:
+            vector = self._vectors[0]
+            while vector.left:
+                index = len(moved)
+                behind = index - (STORE_FIFO - 1)  # must have come to the second FIFO's output
+                if behind > len(taken):
+                    return
+                issue = vector.issued + 1
+                if index >= STORE_DEPTH and moved[index - STORE_DEPTH] >= issue:
+                    issue = moved[index - STORE_DEPTH] + 1
+                    vector.waited += issue - vector.issued - 1
+                move = issue + vector.delay + FIFO_LATENCY
+                if index and moved[-1] >= move:
+                    move = moved[-1] + 1
+                if behind >= 0:
+                    out = moved[behind] + 1
+                    if behind and taken[behind - 1] > out:
+                        out = taken[behind - 1]
+                    move = max(move, out + 1)
+                moved.append(move)
+                vector.issued = issue
+                vector.left -= 1
+            self._vectors.popleft()
+            vector.finished(vector.issued, vector.waited)
+
+    def _run_out(self, number: int) -> int:
+        """Return the cycle in which a run came to the output of the queue of runs."""
+        out = self._runs_taken[number] + 1
+        return max(out, self._runs_read[number - 1]) if number else out
+
+    def _addresses(self) -> Iterator[None]:
+        """Walk runs and ask for bursts as far ahead as the queues allow; yield where more must be known."""
+        asked = 0
+        while True:
+            while not self._commands:
+                yield
+            offered, runs = self._commands.popleft()
+            offered += ROW_LATENCY + RUN_WALK_LATENCY
+            for run in runs:
+                behind = len(self._runs_taken) - (STORE_RUNS - 1)
+                while behind > len(self._runs_read):
+                    yield
+                taken = max(offered, asked)  # the splitter is free when the last burst of the run before goes
+                if behind >= 0:
+                    taken = max(taken, self._run_out(behind) + 1)
+                offered = taken + 1
+                self._runs_taken.append(taken)
+                self._queue.append(run)
+                if run.end:
+                    self._free(taken + 1)
+                asked = taken
+                first, last = run.at // self.block, (run.at + (run.count << run.size) - 1) // self.block
+                for _ in range(first, last + 1):
+                    limited = len(self._asked) - self.limit
+                    while limited >= len(self._answers):
+                        yield
+                    asked += 1
+                    if limited >= 0:
+                        asked = max(asked, self._answers[limited] + 1)
+                    self._asked.append(asked)
+
+    def _data(self) -> Iterator[None]:
+        """Move pieces into beats; yield where a run or a word must be known."""
+        moved, taken, bus, block, lanes, period = (
+            self._moved, self._taken, self.bus_bytes, self.block, self.lanes, self._period
+        )  # fmt: skip
+        go = written = answer = beat = -1
+        next_beat: float = 0
+        in_word = ready = 0
+        while True:
+            while not self._queue:
+                next(self._address_side)
+                if not self._queue:
+                    yield
+            run = self._queue.popleft()
+            # The packer takes a run with the last piece of the one before.
+            read = max(self._run_out(len(self._runs_read)) + 1, go)
+            self._runs_read.append(read)
+            free = read + 1
+            elements, left, at = 1 << run.step, run.count, run.at
+            piece = elements << run.size
+            new_burst = True
+            while left > 0:
+                if new_burst:
+                    number = len(self._answers)
+                    while number >= len(self._asked):
+                        next(self._address_side)
+                        if number >= len(self._asked):
+                            yield
+                    permitted = self._asked[number] + 1
+                    new_burst = False
+                if not in_word:
+                    word = len(taken)
+                    while word >= len(moved):
+                        self._issue_words()
+                        if word >= len(moved):
+                            yield
+                    ready = moved[word] + FIFO_LATENCY
+                    if word and taken[-1] >= ready:
+                        ready = taken[-1] + 1
+                go = max(free, ready, written)
+                left -= elements
+                at += piece
+                in_word += elements
+                if in_word >= lanes or (left <= 0 and run.row_end):
+                    taken.append(go)
+                    in_word = 0
+                written = max(go + 1, permitted, beat)  # the register of beats is free again as its beat goes
+                if left <= 0 or at % bus == 0:
+                    beat = max(written + 1, ceil(next_beat))
+                    next_beat = max(next_beat, beat) + period
+                    self.beats += 1
+                    if left <= 0 or at % block == 0:
+                        answer = max(beat + self._latency, answer + 1)
+                        self._answers.append(answer)
+                        new_burst = True
+                        if left <= 0 and run.end:
+                            self._done(answer + 1)
+            next(self._address_side)
