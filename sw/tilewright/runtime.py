@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from tilewright.compiler.image import LOGIT_ROWS, ModelImage
 from tilewright.compiler.layout import ceil_div
 from tilewright.compiler.llama import LlamaCompiler
-from tilewright.compiler.plan import Tiling, largest_block
-from tilewright.compiler.positions import TOKEN_REGISTER, Positions
+from tilewright.compiler.plan import Tiling
 from tilewright.model import Checkpoint, Floats
 from tilewright_hw.arch import (
     REGISTERS,
@@ -140,7 +139,7 @@ class Engine:
         rows = []
         done = 0
         while done < len(tokens):
-            m = min(len(tokens) - done, self._block_rows(self.position, len(tokens) - done))
+            m = self.compiler.prefill_rows(self.position, len(tokens) - done, logits)
             last = done + m == len(tokens)
             want = "all" if logits == "all" else "last" if last else "none"
             self._run_block(tokens[done : done + m], want)
@@ -159,25 +158,16 @@ class Engine:
         if self.position + len(tokens) > self.spec.context:
             raise InputError(f"{self.position} + {len(tokens)} tokens exceed the context of {self.spec.context} tokens")
 
-    def _block_rows(self, position: int, tokens: int) -> int:
-        return largest_block(self.spec, self.config, position + tokens, self.tiling) if tokens > 1 else 1
-
     def _run_block(self, tokens: Sequence[int], logits: str) -> None:
         m = len(tokens)
-        positions = Positions(self.image, m, None)
-        offsets = [int(t) * self.image.embedding_row for t in tokens]
-        arguments = np.zeros(TOKEN_REGISTER + m, np.uint32)
-        values = positions.arguments(self.position)
-        arguments[: len(values)] = values
-        arguments[TOKEN_REGISTER:] = offsets
+        decode = m == 1 and logits == "last"
+        arguments = self.compiler.arguments(None if decode else self.position, tokens, self.position)
         self.device.write_memory(self.image.arguments.start, arguments.view(np.uint8))
-        self._load(self._program(m, logits))
+        self._load(self._decode if decode else self._prefill(m, logits))
         keys = self.position + m
         self.counters.add(run_program(self.device, self.image.program.start, self._cycle_limit(m, keys)))
 
-    def _program(self, m: int, logits: str) -> bytes:
-        if m == 1 and logits == "last":
-            return self._decode
+    def _prefill(self, m: int, logits: str) -> bytes:
         key = (self.position, m, logits)
         if key not in self._programs:
             self._programs[key] = self.compiler.prefill(self.position, m, logits)

@@ -9,7 +9,7 @@ from tilewright.compiler.emit import Emitter, Region, Value
 from tilewright.compiler.image import Matrix, ModelImage
 from tilewright.compiler.layout import address, ceil_div, round_up
 from tilewright.compiler.plan import Plan
-from tilewright.compiler.positions import TOKEN_REGISTER, Positions
+from tilewright.compiler.positions import Positions
 from tilewright.formats import bf16_field, f24_bits
 from tilewright_hw.arch.isa import (
     Add,
@@ -52,7 +52,7 @@ class Block:
             at = address(region.start)
             self.e.emit(
                 Op.LOAD, [region], [x.part(row * self.w_dim, self.w_dim)], f"embedding of row {row}",
-                base=at["base"], offset=Value(at["offset"], TOKEN_REGISTER + self.first_row + row),
+                base=at["base"], offset=Value(at["offset"], self.at.token(row)),
                 bytes=self.image.embedding_row, count=1, dest=LoadDest.ROW, format=LoadFormat.BF16,
                 dst=x.start + row * self.w_dim,
             )  # fmt: skip

@@ -18,6 +18,8 @@ from tilewright_hw.arch.isa import REG_COUNT
 
 PROGRAM_BYTES = 1 << 20
 """Room for one program."""
+ARGUMENT_BYTES = 1 << 14
+"""Room for the register tables of its blocks."""
 LOGIT_ROWS = 64
 """Rows of logits that one program may write."""
 MAX_K = 131071
@@ -52,7 +54,7 @@ class ModelImage:
         self.head = padded_head(spec, config)
         bus = config.bus_bytes
         add = self.map.add
-        self.arguments = add("arguments", 4 * REG_COUNT)
+        self.arguments = add("arguments", ARGUMENT_BYTES)
         self.program = add("program", PROGRAM_BYTES)
         self.embedding_row = round_up(2 * spec.dim, bus)
         self.embedding = add("embedding", spec.vocab * self.embedding_row)

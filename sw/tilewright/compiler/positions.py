@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tilewright.compiler.emit import Value
 from tilewright.compiler.image import ModelImage
 from tilewright.compiler.layout import ceil_div, round_up
 
-TOKEN_REGISTER = 16
-"""Registers from here on hold the byte offsets of the block's tokens in the embedding table."""
-
 
 @dataclass(frozen=True)
 class Positions:
-    """Position-dependent operands of a block of m rows from position `first` on (None: decode, from registers)."""
+    """Position-dependent operands of a block of m rows from position `first` on.
+
+    Registers hold the byte offsets of the block's tokens in the embedding table. Where `first` is None (decode), others
+    before them hold all else.
+    """
 
     image: ModelImage
     m: int
@@ -50,8 +52,20 @@ class Positions:
             return Value(self.values(self.first)[name])
         return Value(0, self.NAMES.index(name))
 
-    def arguments(self, first: int) -> list[int]:
-        """Return the register values of a decode block at position `first`."""
+    def token(self, row: int) -> int:
+        """Return the register of a row's token."""
+        return row if self.first is not None else len(self.NAMES) + row
+
+    @property
+    def registers(self) -> int:
+        """Registers in use."""
+        return self.token(self.m)
+
+    def arguments(self, first: int, tokens: Sequence[int]) -> list[int]:
+        """Return the register values of the block for tokens from position `first` on."""
+        offsets = [int(token) * self.image.embedding_row for token in tokens]
+        if self.first is not None:
+            return offsets
         values = self.values(first)
         values["score_stride"] <<= 16
-        return [values[name] for name in self.NAMES]
+        return [values[name] for name in self.NAMES] + offsets
