@@ -168,12 +168,12 @@ class Block:
         return used
 
     def chunks(self, matrix: Matrix) -> list[tuple[int, int]]:
-        """Cut a matrix's output tiles into passes: (first tile, tiles)."""
-        step, total = self.plan.chunk_tiles, matrix.shape.n_tiles
-        align = 1
+        """Cut a matrix's output tiles into passes of about one size: (first tile, tiles)."""
+        total, align = matrix.shape.n_tiles, 1
         while 4 * self.config.cols * align % self.config.bus_bytes:
             align *= 2
-        step = max(step // align * align, align)
+        most = max(self.plan.chunk_tiles // align * align, align)
+        step = round_up(ceil_div(total, ceil_div(total, most)), align)
         return [(i, min(step, total - i)) for i in range(0, total, step)]
 
     def dequantise(

@@ -155,7 +155,7 @@ def make_plan(
             )
         }
         try:
-            return _place(spec, config, m, t, kv, tiling, spaces)
+            return _place(spec, config, m, t, kv, tiling, spaces, lanes)
         except InputError:
             if kv == 1:
                 raise
@@ -170,7 +170,14 @@ def _bisect(low: int, high: int, good: Callable[[int], bool]) -> int:
 
 
 def _place(
-    spec: ModelSpec, config: AcceleratorConfig, m: int, t: int, kv: int, tiling: Tiling, spaces: dict[str, Space]
+    spec: ModelSpec,
+    config: AcceleratorConfig,
+    m: int,
+    t: int,
+    kv: int,
+    tiling: Tiling,
+    spaces: dict[str, Space],
+    sharing: int,
 ) -> Plan:
     lanes, r, c = config.lanes, config.rows, config.cols
     head = padded_head(spec, config) // lanes
@@ -214,7 +221,8 @@ def _place(
     value_scales = param.take(kv * w_t_bytes(t, config), "value scales")
     tile_words = c // lanes
     widest = ceil_div(max(total_heads * head * lanes, spec.ffn, spec.dim, spec.vocab), c)
-    chunk = min(config.acc_rows // m, (param.size - param.top) // (2 * tile_words), widest)
+    # With several lanes a pass takes its share of a bank: short passes let another lane's chain of small steps through.
+    chunk = min(max(config.acc_rows // sharing // m, 1), (param.size - param.top) // (2 * tile_words), widest)
     chunk = min(chunk, tiling.chunk_tiles or chunk)
     if chunk < 1:
         raise InputError(f"a block of {m} rows leaves no room for a matrix product's columns")

@@ -163,6 +163,7 @@ class _Machine:
         self.free = dict.fromkeys(Unit, 0)
         self.started: dict[Unit, list[int]] = {unit: [] for unit in Unit}
         self.done: dict[Unit, list[int]] = {unit: [] for unit in Unit}
+        self.latency = config.rows + config.cols + 6  # of the array
         self.bus = 0  # when the bus has brought all weights asked for so far
 
     def bank_for(self, head: _Head) -> bool:
@@ -182,6 +183,8 @@ class _Machine:
             start = max(start, self.free[UNIT_OF[draft.op]])
         if draft.op == Op.MATMUL and value not in head.banks:
             start = max(start, min(t for t, owner in zip(self.drained, self.owner, strict=True) if owner is None))
+        if item.drains:  # ahead of what the array may do next, which its own lane may offer after it
+            start -= self.latency
         return start, not item.drains, item.run, draft.block
 
     def _ready(self, draft: Draft, head: _Head, value: int | None) -> int:
@@ -236,7 +239,7 @@ class _Machine:
         self.free[Unit.MATRIX] = end
         if asked >= 0:
             self.bus = max(begin + tiles * beats, end - ahead * cycles // tiles)
-        return end + config.rows + config.cols + 6
+        return end + self.latency
 
     def _emit(self, draft: Draft, bank: int | None) -> None:
         operands = draft.operands if bank is None else draft.operands | {"bank": bank}
