@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tilewright.compiler.emit import Emitter, Region, Value
+from tilewright.compiler.emit import Region, Sink, Value
 from tilewright.compiler.image import Matrix, ModelImage
 from tilewright.compiler.layout import address, ceil_div, round_up
 from tilewright.compiler.plan import Plan
@@ -30,13 +30,11 @@ Operands = dict[str, Any]
 class Block:
     """Emits one block of m rows.
 
-    Rows live in the row buffer as `plan` says. Several blocks may share an emitter and take turns phase by phase: the
-    array works for one while the vector unit works for another. Methods that are generators yield between phases.
+    Rows live in the row buffer as `plan` says. Methods that are generators yield between phases, where the rows of a
+    batch take turns.
     """
 
-    def __init__(
-        self, image: ModelImage, plan: Plan, positions: Positions, emitter: Emitter, first_row: int = 0
-    ) -> None:
+    def __init__(self, image: ModelImage, plan: Plan, positions: Positions, emitter: Sink, first_row: int = 0) -> None:
         self.image, self.plan, self.at = image, plan, positions
         self.spec, self.config, self.m = image.spec, image.config, plan.m
         self.e = emitter
@@ -68,10 +66,8 @@ class Block:
         """Load `count` runs of `size` bytes into the parameter buffer."""
         bus = self.config.bus_bytes
         nbytes = size if isinstance(size, Value) else round_up(size, bus)
-        at = address(memory.start + (offset.constant if offset.register is None else 0))
-        start: int | Value = at["offset"]
-        if offset.register is not None:
-            start = Value(at["offset"], offset.register)
+        at = address(memory.start + offset.constant)
+        start = Value(at["offset"], offset.register)
         self.e.emit(
             Op.LOAD, [memory], [dst], comment, base=at["base"], offset=start, bytes=nbytes, count=count,
             stride=stride, dest=LoadDest.PARAM, format=fmt, dst=dst.start, dst_stride=dst_stride,
@@ -213,7 +209,7 @@ class Block:
 
     def store(self, region: Region, offset: Value, *, comment: str, **operands: Any) -> None:
         """Store m rows of each KV head from the store stream to a region that starts at `offset`."""
-        at = address(region.start + (offset.constant if offset.register is None else 0))
+        at = address(region.start + offset.constant)
         start = Value(at["offset"], offset.register)
         self.e.emit(
             Op.STORE, [], [region], comment,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from tilewright_hw.arch.isa import MAX_WAIT, UNIT_OF, Instruction, Op, Unit
 
@@ -46,6 +46,22 @@ class Value:
 
 Operand = int | Value
 
+
+class Sink(Protocol):
+    """What building blocks emit instructions into: an `Emitter`, or a scheduler's lane."""
+
+    bank: int
+    """Accumulator bank of the next product: products take turns, so that one is drained while the next is made."""
+
+    def emit(
+        self, op: Op, reads: Iterable[Region] = (), writes: Iterable[Region] = (), comment: str = "", **operands: Any
+    ) -> None:
+        """Take an instruction of one of the units."""
+
+    def control(self, op: Op, **operands: int) -> None:
+        """Take an instruction of the sequencer's own."""
+
+
 #: Units that finish one instruction before they start the next.
 _SERIAL = (Unit.VECTOR, Unit.STORE)
 #: Spaces that a unit accesses in instruction order although its instructions overlap.
@@ -71,7 +87,6 @@ class Emitter:
 
     program: list[Instruction] = field(default_factory=list)
     bank: int = 0
-    """Accumulator bank of the next product: products take turns, so that one is drained while the next is made."""
     _issued: dict[Unit, int] = field(default_factory=lambda: dict.fromkeys(Unit, 0))
     _accesses: dict[str, list[_Access]] = field(default_factory=dict)
 

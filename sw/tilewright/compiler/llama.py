@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.compiler.attention import AttentionBlock
+from tilewright.compiler.batch import MAX_BATCH, BatchedAttention, row_positions
 from tilewright.compiler.block import when
 from tilewright.compiler.emit import Region
 from tilewright.compiler.image import LOGIT_ROWS, ModelImage
@@ -25,7 +26,6 @@ from tilewright_hw.arch.isa import (
     Dest,
     Element,
     Func,
-    LoadFormat,
     Mul,
     Op,
     Reduce,
@@ -33,7 +33,6 @@ from tilewright_hw.arch.isa import (
     Source,
     assemble,
 )
-
 
 MAX_ROWS = 128
 """Rows of the largest program."""
@@ -57,48 +56,16 @@ class LlamaCompiler:
 
     def prefill(self, first: int, m: int, logits: str = "last") -> bytes:
         """Return the program for m tokens from position `first` on; logits: 'none', 'last' or 'all' rows."""
-        return self._program(first, m, logits)
-
-    def decode(self) -> bytes:
-        """Return the program for one token at the position that the argument block gives."""
-        return self._program(None, 1, "last")
-
-    def prefill_rows(self, first: int, tokens: int, logits: str = "last") -> int:
-        """Return how many of so many tokens from position `first` on the next program should take."""
-        return min(tokens, LOGIT_ROWS if logits == "all" else MAX_ROWS)
-
-    def arguments(self, first: int | None, tokens: Sequence[int], position: int) -> NDArray[np.uint32]:
-        """Return the argument block: the register tables of all blocks (`first` as the program was compiled)."""
-        words: list[int] = []
-        for positions in self._positions(first, len(tokens)):
-            row = positions.first - first if first is not None else 0
-            words += positions.arguments(position, tokens[row : row + positions.m])
-            words += [0] * (-len(words) % TABLE_ALIGN)
-        return np.array(words, np.uint32)
-
-    def _positions(self, first: int | None, m: int) -> list[Positions]:
-        """Cut a program's rows into blocks."""
-        if first is None:
-            return [Positions(self.image, m, None)]
-        sizes = self._blocks(first, m).sizes
-        return [Positions(self.image, size, at) for size, at in zip(sizes, accumulate(sizes, initial=first))]
-
-    def _blocks(self, first: int | None, m: int) -> Blocks:
-        if first is None:
-            return Blocks(1, (m,))
-        return cut_rows(self.image.spec, self.image.config, m, first + m, self.tiling)
-
-    def _program(self, first: int | None, m: int, logits: str) -> bytes:
         if logits == "all" and m > LOGIT_ROWS:
             raise InputError(f"a block with all logits has at most {LOGIT_ROWS} rows, not {m}")
         image = self.image
         blocks = self._blocks(first, m)
         lanes = [Lane() for _ in range(blocks.lanes)]
-        t = image.spec.context if first is None else first + m
         row, table = 0, image.arguments.start
         for number, positions in enumerate(self._positions(first, m)):
-            lane = lanes[number % blocks.lanes]
-            plan = make_plan(image.spec, image.config, positions.m, t, self.tiling, number % blocks.lanes, blocks.lanes)
+            at = number % blocks.lanes
+            lane = lanes[at]
+            plan = make_plan(image.spec, image.config, positions.m, first + m, self.tiling, at, blocks.lanes)
             lane.block, lane.aliases = number, _aliases(positions)
             lane.control(Op.LDREGS, count=positions.registers, **address(table))
             table += 4 * round_up(positions.registers, TABLE_ALIGN)
@@ -110,18 +77,78 @@ class LlamaCompiler:
         emitter.control(Op.END)
         return assemble(emitter.program)
 
+    def decode(self, rows: int = 1) -> bytes:
+        """Return the program for the next token of each of some sequences: which, and where, the argument block says.
+
+        The logits of each are stored. InputError if so many rows do not fit the configuration.
+        """
+        image, spec = self.image, self.image.spec
+        plan = make_plan(spec, image.config, rows, spec.context, self.tiling, attending=1)
+        lane = Lane()
+        positions = row_positions(image, rows)
+        lane.control(Op.LDREGS, count=positions[-1].registers, **address(image.arguments.start))
+        if rows == 1:
+            LlamaBlock(image, plan, positions[0], lane).emit("all")
+        else:
+            BatchBlock(image, plan, positions, lane).emit("all")
+        emitter = merge([lane], image.config)
+        emitter.control(Op.END)
+        return assemble(emitter.program)
+
+    def decode_arguments(self, rows: Sequence[tuple[int, int, int]]) -> NDArray[np.uint32]:
+        """Return the argument block of a decode program; each row is (sequence, position, token)."""
+        places = row_positions(self.image, len(rows))
+        words = []
+        for place, (sequence, position, _) in zip(places, rows, strict=True):
+            words += place.arguments(position, sequence)
+        return np.array(words + places[0].token_offsets([token for _, _, token in rows]), np.uint32)
+
+    def largest_batch(self) -> int:
+        """Return how many sequences one decode program can serve."""
+
+        def fits(rows: int) -> bool:
+            try:
+                make_plan(self.image.spec, self.image.config, rows, self.image.spec.context, self.tiling, attending=1)
+            except InputError:
+                return False
+            return True
+
+        return next(rows for rows in range(min(self.image.sequences, MAX_BATCH), 0, -1) if rows == 1 or fits(rows))
+
+    def prefill_rows(self, first: int, tokens: int, logits: str = "last") -> int:
+        """Return how many of so many tokens from position `first` on the next program should take."""
+        return min(tokens, LOGIT_ROWS if logits == "all" else MAX_ROWS)
+
+    def arguments(self, first: int, tokens: Sequence[int], sequence: int = 0) -> NDArray[np.uint32]:
+        """Return the argument block of a prefill program: the register tables of all blocks."""
+        words: list[int] = []
+        row = 0
+        for positions in self._positions(first, len(tokens)):
+            words += positions.arguments(first + row, sequence)
+            words += positions.token_offsets(tokens[row : row + positions.m])
+            words += [0] * (-len(words) % TABLE_ALIGN)
+            row += positions.m
+        return np.array(words, np.uint32)
+
+    def _positions(self, first: int, m: int) -> list[Positions]:
+        """Cut a program's rows into blocks."""
+        sizes = self._blocks(first, m).sizes
+        starts = accumulate(sizes[:-1], initial=first)
+        return [Positions(self.image, size, at) for size, at in zip(sizes, starts, strict=True)]
+
+    def _blocks(self, first: int, m: int) -> Blocks:
+        return cut_rows(self.image.spec, self.image.config, m, first + m, self.tiling)
+
 
 def _aliases(positions: Positions) -> list[Alias]:
     """Tell apart what blocks at known positions access of the cache, by token."""
-    if positions.first is None:
-        return []
+    assert positions.first is not None
     image, config = positions.image, positions.image.config
     first, keys = positions.first, positions.first + positions.m
     loaded = max(round_up(keys, config.cols), round_up(keys, config.rows), round_up(keys, config.bus_bytes // 2))
     return [
         Alias(region, Region(f"mem {region.start}", first, positions.m), Region(f"mem {region.start}", 0, loaded))
-        for regions in (image.keys, image.values, image.key_scales, image.value_scales)
-        for region in regions
+        for region in image.cache
     ]
 
 
@@ -132,10 +159,7 @@ class LlamaBlock(AttentionBlock):
         """Emit the whole block; logits: 'none', 'last' or 'all' of its rows."""
         m = self.m
         self.embed()
-        self.load_param(
-            self.image.rope, self.at["rope_at"], 4 * self.spec.head_dim, self.plan.rope, m, self.image.rope_row,
-            self.plan.head_words, LoadFormat.FP32, "rotary factors",
-        )  # fmt: skip
+        self.load_rotary_factors()
         for layer in range(self.spec.layers):
             for _ in self.attention(layer):
                 pass
@@ -195,3 +219,7 @@ class LlamaBlock(AttentionBlock):
                 Op.STORE, [], [image.logits], "logits", element=Element.FP32, n=n, m=rows, h=1, run=n,
                 stride_m=image.logits_row, **at,
             )  # fmt: skip
+
+
+class BatchBlock(BatchedAttention, LlamaBlock):
+    """The next tokens of several sequences."""

@@ -99,7 +99,7 @@ def padded_head(spec: ModelSpec, config: AcceleratorConfig) -> int:
 
 @dataclass(frozen=True)
 class Blocks:
-    """How a program's rows are cut: blocks of so many rows, one after another; `lanes` of them are at work at a time."""
+    """How rows are cut: blocks of so many rows, one after another, of which `lanes` are at work at a time."""
 
     lanes: int
     sizes: tuple[int, ...]
@@ -138,11 +138,12 @@ def largest_block(spec: ModelSpec, config: AcceleratorConfig, t: int, tiling: Ti
 
 
 def make_plan(
-    spec: ModelSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling, lane: int = 0, lanes: int = 1
-) -> Plan:
+    spec: ModelSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling, lane: int = 0, lanes: int = 1,
+    attending: int | None = None,
+) -> Plan:  # fmt: skip
     """Plan blocks of m rows and up to t keys in one lane's equal share of the buffers.
 
-    InputError if it does not fit the configuration.
+    `attending` of the rows (None: all) attend at a time. InputError if it does not fit the configuration.
     """
     for kv in range(min(tiling.kv_heads or spec.kv_heads, spec.kv_heads), 0, -1):
         spaces = {
@@ -155,7 +156,7 @@ def make_plan(
             )
         }
         try:
-            return _place(spec, config, m, t, kv, tiling, spaces, lanes)
+            return _place(spec, config, m, t, kv, tiling, spaces, lanes, attending or m)
         except InputError:
             if kv == 1:
                 raise
@@ -178,6 +179,7 @@ def _place(
     tiling: Tiling,
     spaces: dict[str, Space],
     sharing: int,
+    attending: int,
 ) -> Plan:
     lanes, r, c = config.lanes, config.rows, config.cols
     head = padded_head(spec, config) // lanes
@@ -185,10 +187,10 @@ def _place(
     w_dim, w_ffn, w_t = (ceil_div(v, lanes) for v in (spec.dim, spec.ffn, t))
     hc = kv * spec.group
 
-    acc = kv * spec.group * m * max(ceil_div(t, c), ceil_div(spec.head_dim, c))
+    acc = kv * spec.group * attending * max(ceil_div(t, c), ceil_div(spec.head_dim, c))
     if acc > config.acc_rows:
         raise InputError(
-            f"{t} keys of one KV head for {m} rows need {acc} accumulator rows; acc_rows is {config.acc_rows}"
+            f"{t} keys of one KV head for {attending} rows need {acc} accumulator rows; acc_rows is {config.acc_rows}"
         )
 
     row, act, param, stat = (spaces[name] for name in ("row", "act", "param", "stat"))
@@ -202,7 +204,7 @@ def _place(
     qkv = row.take(m * total_heads * head, "queries, keys and values")
     row.top = shared
     heads_out = row.take(m * spec.heads * head, "the attention's output")
-    scores = row.take(m * hc * w_t, "attention scores")
+    scores = row.take(attending * hc * w_t, "attention scores")
     row.top = shared
     hidden = row.take(m * w_ffn, "the feed-forward rows")
 
@@ -217,8 +219,10 @@ def _place(
 
     norms = (param.take(w_dim, "a norm's weights"), param.take(w_dim, "a norm's weights"))
     rope = param.take(m * head, "rotary factors")
-    key_scales = param.take(kv * w_t_bytes(t, config), "key scales")
-    value_scales = param.take(kv * w_t_bytes(t, config), "value scales")
+    # Rows that take turns have caches of their own: while one attends, the next one's scales are loaded.
+    turns = 1 if attending == m else 2
+    key_scales = param.take(turns * kv * w_t_bytes(t, config), "key scales")
+    value_scales = param.take(turns * kv * w_t_bytes(t, config), "value scales")
     tile_words = c // lanes
     widest = ceil_div(max(total_heads * head * lanes, spec.ffn, spec.dim, spec.vocab), c)
     # With several lanes a pass takes its share of a bank: short passes let another lane's chain of small steps through.

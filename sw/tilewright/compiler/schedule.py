@@ -19,8 +19,9 @@ the lane with the least work left for the array before it needs the vector unit 
 time is kept for later. Results do not depend on any of this; a wrong estimate costs cycles only.
 
 Two things are ordered for good. What passes a FIFO stays together with its taker: WEIGHT or LOAD with MATMUL, VECTOR
-with STORE. And a block sees the keys and values of earlier blocks: it is held back until their stores are in the
-program. The accumulator banks, finally, are handed out here: a lane's own alternation is only a name.
+with STORE; and so do the registers of a block's tokens and the loads that use them. And a block sees the keys and
+values of earlier blocks: it is held back until their stores are in the program. The accumulator banks, finally, are
+handed out here: a lane's own alternation is only a name.
 """
 
 from __future__ import annotations
@@ -258,14 +259,17 @@ def _in_bank(regions: Sequence[Region], bank: int | None) -> list[Region]:
 def _items(drafts: Sequence[Draft], config: AcceleratorConfig) -> list[_Item]:
     items: list[_Item] = []
     open_ = False  # a FIFO holds what the next draft must take
+    token = None  # the last register that LDREGS loaded, and no draft has used yet
     for draft, value in zip(drafts, _values(drafts), strict=True):
-        patched = any(isinstance(v, Value) and v.register is not None for v in draft.operands.values())
-        taker = draft.op == Op.STORE or patched
-        if not items or not (open_ or taker):
+        if not items or not (open_ or token is not None or draft.op == Op.STORE):
             items.append(_Item([], [], [], []))
         items[-1].drafts.append(draft)
         items[-1].values.append(value)
         open_ = _pushes(draft) or (open_ and draft.op not in (Op.MATMUL, Op.STORE))
+        if draft.op == Op.LDREGS:
+            token = draft.operands["count"] - 1
+        elif any(isinstance(v, Value) and v.register == token for v in draft.operands.values()):
+            token = None
     seen: set[int | None] = set()
     run, following = 0, None
     for item in reversed(items):
@@ -287,7 +291,6 @@ def _pushes(draft: Draft) -> bool:
     operands = draft.operands
     return (
         draft.op == Op.WEIGHT
-        or draft.op == Op.LDREGS
         or (draft.op == Op.LOAD and operands["dest"] == LoadDest.STREAM)
         or (draft.op == Op.VECTOR and operands.get("dest", Dest.NONE) >= Dest.STORE_INT8)
     )
