@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from tilewright.compiler.image import LOGIT_ROWS, ModelImage
 from tilewright.compiler.layout import ceil_div
 from tilewright.compiler.llama import LlamaCompiler
-from tilewright.compiler.plan import Tiling, largest_block
-from tilewright.compiler.positions import TOKEN_REGISTER, Positions
+from tilewright.compiler.plan import Tiling
 from tilewright.model import Checkpoint, Floats
 from tilewright_hw.arch import (
     REGISTERS,
@@ -87,7 +86,7 @@ def set_bases(device: Device) -> None:
 
 
 class Engine:
-    """A model on a device: one sequence, its KV cache in device memory.
+    """A model on a device: some sequences, each with its KV cache in device memory.
 
     Parameters
     ----------
@@ -99,6 +98,8 @@ class Engine:
         Bounds for the tiling; results do not depend on it.
     progress : callable
         Called with (done, total) while weights are quantised and loaded.
+    sequences : int
+        Sequences that have a cache.
     """
 
     def __init__(
@@ -107,14 +108,16 @@ class Engine:
         device: Device,
         tiling: Tiling | None = None,
         progress: Callable[[int, int], None] | None = None,
+        sequences: int = 1,
     ) -> None:
         self.spec, self.device, self.tiling = checkpoint.spec, device, tiling or Tiling()
-        self.image = ModelImage(self.spec, device.config)
+        self.image = ModelImage(self.spec, device.config, sequences)
         self.compiler = LlamaCompiler(self.image, self.tiling)
-        self._decode = self.compiler.decode()
+        self._decode = {1: self.compiler.decode()}
         self._programs: dict[tuple[int, int, str], bytes] = {}
         self._loaded = b""
-        self.position = 0
+        self.positions = [0] * sequences
+        self.batch = self.compiler.largest_batch()
         self.counters = Counters()
         device.allocate(self.image.size)
         check_identity(device)
@@ -126,61 +129,87 @@ class Engine:
         """The device's configuration."""
         return self.device.config
 
-    def reset(self) -> None:
-        """Start a new sequence (the cache is overwritten as it goes)."""
-        self.position = 0
+    @property
+    def position(self) -> int:
+        """Tokens that sequence 0 holds."""
+        return self.positions[0]
 
-    def feed(self, tokens: Sequence[int], logits: str = "last") -> Floats:
-        """Run tokens from the current position on; returns float32 logits.
+    def reset(self, sequence: int = 0) -> None:
+        """Begin a sequence anew (the cache is overwritten as it goes)."""
+        self.positions[sequence] = 0
+
+    def feed(self, tokens: Sequence[int], logits: str = "last", sequence: int = 0) -> Floats:
+        """Run tokens from a sequence's current position on; returns float32 logits.
 
         logits: 'last' gives (vocab,) after the last token, 'all' gives (tokens, vocab).
         InputError on a token outside the vocabulary or past the context.
         """
-        self._check(tokens)
+        self._check(tokens, sequence)
         rows = []
         done = 0
         while done < len(tokens):
-            m = min(len(tokens) - done, self._block_rows(self.position, len(tokens) - done))
+            m = self.compiler.prefill_rows(self.positions[sequence], len(tokens) - done, logits)
             last = done + m == len(tokens)
             want = "all" if logits == "all" else "last" if last else "none"
-            self._run_block(tokens[done : done + m], want)
+            self._run_block(tokens[done : done + m], want, sequence)
             if want != "none":
                 rows.append(self._read_logits(m if want == "all" else 1))
             done += m
-            self.position += m
+            self.positions[sequence] += m
         return np.concatenate(rows) if logits == "all" else rows[-1][0]
 
-    def _check(self, tokens: Sequence[int]) -> None:
+    def step(self, tokens: Mapping[int, int]) -> dict[int, Floats]:
+        """Run the next token of each of some sequences together; returns the logits of each, float32 (vocab,).
+
+        The rows share every weight tile. Their values are those that `feed` gives, one by one. At most `batch` rows
+        make a program; more take several. Errors as in `feed`.
+        """
+        for sequence, token in tokens.items():
+            self._check([token], sequence)
+        results: dict[int, Floats] = {}
+        sequences = list(tokens)
+        for first in range(0, len(sequences), self.batch):
+            together = sequences[first : first + self.batch]
+            rows = [(s, self.positions[s], int(tokens[s])) for s in together]
+            keys = max(position for _, position, _ in rows) + 1
+            self._run(self.compiler.decode_arguments(rows), self._decoder(len(rows)), len(rows), keys)
+            results |= zip(together, self._read_logits(len(rows)), strict=True)
+            for s in together:
+                self.positions[s] += 1
+        return results
+
+    def _check(self, tokens: Sequence[int], sequence: int) -> None:
         if not len(tokens):
             raise InputError("at least one token must be given")
         for token in tokens:
             if not 0 <= int(token) < self.spec.vocab:
                 raise InputError(f"token ids must be 0 to {self.spec.vocab - 1}, not {token}")
-        if self.position + len(tokens) > self.spec.context:
-            raise InputError(f"{self.position} + {len(tokens)} tokens exceed the context of {self.spec.context} tokens")
+        position = self.positions[sequence]
+        if position + len(tokens) > self.spec.context:
+            raise InputError(f"{position} + {len(tokens)} tokens exceed the context of {self.spec.context} tokens")
 
-    def _block_rows(self, position: int, tokens: int) -> int:
-        return largest_block(self.spec, self.config, position + tokens, self.tiling) if tokens > 1 else 1
+    def _run_block(self, tokens: Sequence[int], logits: str, sequence: int) -> None:
+        first, m = self.positions[sequence], len(tokens)
+        if m == 1 and logits == "last":
+            arguments, program = self.compiler.decode_arguments([(sequence, first, tokens[0])]), self._decoder(1)
+        else:
+            arguments, program = self.compiler.arguments(first, tokens, sequence), self._prefill(first, m, logits)
+        self._run(arguments, program, m, first + m)
 
-    def _run_block(self, tokens: Sequence[int], logits: str) -> None:
-        m = len(tokens)
-        positions = Positions(self.image, m, None)
-        offsets = [int(t) * self.image.embedding_row for t in tokens]
-        arguments = np.zeros(TOKEN_REGISTER + m, np.uint32)
-        values = positions.arguments(self.position)
-        arguments[: len(values)] = values
-        arguments[TOKEN_REGISTER:] = offsets
+    def _run(self, arguments: NDArray[np.uint32], program: bytes, m: int, keys: int) -> None:
         self.device.write_memory(self.image.arguments.start, arguments.view(np.uint8))
-        self._load(self._program(m, logits))
-        keys = self.position + m
+        self._load(program)
         self.counters.add(run_program(self.device, self.image.program.start, self._cycle_limit(m, keys)))
 
-    def _program(self, m: int, logits: str) -> bytes:
-        if m == 1 and logits == "last":
-            return self._decode
-        key = (self.position, m, logits)
+    def _decoder(self, rows: int) -> bytes:
+        if rows not in self._decode:
+            self._decode[rows] = self.compiler.decode(rows)
+        return self._decode[rows]
+
+    def _prefill(self, first: int, m: int, logits: str) -> bytes:
+        key = (first, m, logits)
         if key not in self._programs:
-            self._programs[key] = self.compiler.prefill(self.position, m, logits)
+            self._programs[key] = self.compiler.prefill(first, m, logits)
         return self._programs[key]
 
     def _load(self, program: bytes) -> None:

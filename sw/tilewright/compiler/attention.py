@@ -26,6 +26,13 @@ from tilewright_hw.arch.isa import (
 class AttentionBlock(Block):
     """A block with grouped-query attention."""
 
+    def load_rotary_factors(self) -> None:
+        """Load the factors of the rows' positions."""
+        self.load_param(
+            self.image.rope, self.at["rope_at"], 4 * self.spec.head_dim, self.plan.rope, self.m, self.image.rope_row,
+            self.plan.head_words, LoadFormat.FP32, "rotary factors",
+        )  # fmt: skip
+
     def attention(self, layer: int) -> Iterator[None]:
         """Add a layer's attention to the residual stream, phase by phase."""
         plan, spec = self.plan, self.spec
@@ -48,18 +55,24 @@ class AttentionBlock(Block):
                 comment="queries, keys, values",
             )
         yield
-        self._rotate_and_store(layer, width)
-        yield
-        for first in range(0, spec.kv_heads, plan.kv_chunk):
-            yield from self._attend(layer, first, min(plan.kv_chunk, spec.kv_heads - first))
+        yield from self.attend_rows(layer)
         n = spec.heads * plan.head_words * self.config.lanes
         self.row_scale(plan.heads_out, n, "so")
         self.quantise(plan.heads_out, n, plan.act_o, "so")
         yield
         self.add_product(self.image.matrices[f"layers.{layer}.wo"], plan.act_o, "so", "x += attention")
 
-    def _rotate_and_store(self, layer: int, width: int) -> None:
+    def attend_rows(self, layer: int) -> Iterator[None]:
+        """Queries, keys and values -> the attention's output, of all rows."""
+        self.store_keys_values(layer)
+        yield
+        for first in range(0, self.spec.kv_heads, self.plan.kv_chunk):
+            yield from self.attend(layer, first, min(self.plan.kv_chunk, self.spec.kv_heads - first))
+
+    def store_keys_values(self, layer: int) -> None:
+        """Rotate queries and keys, store keys and values in the cache, and quantise the queries."""
         plan, spec, image = self.plan, self.spec, self.image
+        width = (spec.heads + 2 * spec.kv_heads) * plan.head_words
         d, hw, m = spec.head_dim, plan.head_words, self.m
         qk = spec.heads + spec.kv_heads
         rows: Operands = {"n": d, "m": m, "source": Source.ROW, "src_m": width, "src_h": hw}
@@ -112,12 +125,13 @@ class AttentionBlock(Block):
 
     def _load_cache(self, region: Region, start: int, count: int, stride: int, size: Value) -> None:
         part = region.part(start, count * stride)
+        at = address(part.start)
         self.e.emit(
             Op.LOAD, [part], [], "cached tiles", bytes=size, count=count, stride=stride, dest=LoadDest.STREAM,
-            **address(part.start),
+            base=at["base"], offset=Value(at["offset"], self.at["cache"].register),
         )  # fmt: skip
 
-    def _attend(self, layer: int, g0: int, kv: int) -> Iterator[None]:
+    def attend(self, layer: int, g0: int, kv: int) -> Iterator[None]:
         """Attention of KV heads g0..g0+kv-1 and their query heads."""
         plan, spec, config, image, at = self.plan, self.spec, self.config, self.image, self.at
         group, m = spec.group, self.m
@@ -218,8 +232,8 @@ class AttentionBlock(Block):
     def _load_scales(self, memory: Region, g0: int, kv: int, dst: Region, words: int) -> None:
         stride = self.image.scale_head
         self.load_param(
-            memory.part(g0 * stride, kv * stride), Value(0), self.at["scale_bytes"], dst.part(0, kv * words), kv,
-            stride, words, LoadFormat.BF16, "cache scales",
+            memory.part(g0 * stride, kv * stride), self.at["cache"], self.at["scale_bytes"], dst.part(0, kv * words),
+            kv, stride, words, LoadFormat.BF16, "cache scales",
         )  # fmt: skip
 
     def _group_loops(self) -> list[tuple[int, bool]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tilewright.compiler.emit import Emitter, Region, Value
+from tilewright.compiler.emit import Region, Sink, Value
 from tilewright.compiler.image import Matrix, ModelImage
 from tilewright.compiler.layout import address, ceil_div, round_up
 from tilewright.compiler.plan import Plan
-from tilewright.compiler.positions import TOKEN_REGISTER, Positions
+from tilewright.compiler.positions import Positions
 from tilewright.formats import bf16_field, f24_bits
 from tilewright_hw.arch.isa import (
     Add,
@@ -30,13 +30,11 @@ Operands = dict[str, Any]
 class Block:
     """Emits one block of m rows.
 
-    Rows live in the row buffer as `plan` says. Several blocks may share an emitter and take turns phase by phase: the
-    array works for one while the vector unit works for another. Methods that are generators yield between phases.
+    Rows live in the row buffer as `plan` says. Methods that are generators yield between phases, where the rows of a
+    batch take turns.
     """
 
-    def __init__(
-        self, image: ModelImage, plan: Plan, positions: Positions, emitter: Emitter, first_row: int = 0
-    ) -> None:
+    def __init__(self, image: ModelImage, plan: Plan, positions: Positions, emitter: Sink, first_row: int = 0) -> None:
         self.image, self.plan, self.at = image, plan, positions
         self.spec, self.config, self.m = image.spec, image.config, plan.m
         self.e = emitter
@@ -52,7 +50,7 @@ class Block:
             at = address(region.start)
             self.e.emit(
                 Op.LOAD, [region], [x.part(row * self.w_dim, self.w_dim)], f"embedding of row {row}",
-                base=at["base"], offset=Value(at["offset"], TOKEN_REGISTER + self.first_row + row),
+                base=at["base"], offset=Value(at["offset"], self.at.token(row)),
                 bytes=self.image.embedding_row, count=1, dest=LoadDest.ROW, format=LoadFormat.BF16,
                 dst=x.start + row * self.w_dim,
             )  # fmt: skip
@@ -68,10 +66,8 @@ class Block:
         """Load `count` runs of `size` bytes into the parameter buffer."""
         bus = self.config.bus_bytes
         nbytes = size if isinstance(size, Value) else round_up(size, bus)
-        at = address(memory.start + (offset.constant if offset.register is None else 0))
-        start: int | Value = at["offset"]
-        if offset.register is not None:
-            start = Value(at["offset"], offset.register)
+        at = address(memory.start + offset.constant)
+        start = Value(at["offset"], offset.register)
         self.e.emit(
             Op.LOAD, [memory], [dst], comment, base=at["base"], offset=start, bytes=nbytes, count=count,
             stride=stride, dest=LoadDest.PARAM, format=fmt, dst=dst.start, dst_stride=dst_stride,
@@ -168,12 +164,12 @@ class Block:
         return used
 
     def chunks(self, matrix: Matrix) -> list[tuple[int, int]]:
-        """Cut a matrix's output tiles into passes: (first tile, tiles)."""
-        step, total = self.plan.chunk_tiles, matrix.shape.n_tiles
-        align = 1
+        """Cut a matrix's output tiles into passes of about one size: (first tile, tiles)."""
+        total, align = matrix.shape.n_tiles, 1
         while 4 * self.config.cols * align % self.config.bus_bytes:
             align *= 2
-        step = max(step // align * align, align)
+        most = max(self.plan.chunk_tiles // align * align, align)
+        step = round_up(ceil_div(total, ceil_div(total, most)), align)
         return [(i, min(step, total - i)) for i in range(0, total, step)]
 
     def dequantise(
@@ -213,7 +209,7 @@ class Block:
 
     def store(self, region: Region, offset: Value, *, comment: str, **operands: Any) -> None:
         """Store m rows of each KV head from the store stream to a region that starts at `offset`."""
-        at = address(region.start + (offset.constant if offset.register is None else 0))
+        at = address(region.start + offset.constant)
         start = Value(at["offset"], offset.register)
         self.e.emit(
             Op.STORE, [], [region], comment,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from tilewright_hw.arch.isa import MAX_WAIT, UNIT_OF, Instruction, Op, Unit
 
@@ -46,6 +46,22 @@ class Value:
 
 Operand = int | Value
 
+
+class Sink(Protocol):
+    """What building blocks emit instructions into: an `Emitter`, or a scheduler's lane."""
+
+    bank: int
+    """Accumulator bank of the next product: products take turns, so that one is drained while the next is made."""
+
+    def emit(
+        self, op: Op, reads: Iterable[Region] = (), writes: Iterable[Region] = (), comment: str = "", **operands: Any
+    ) -> None:
+        """Take an instruction of one of the units."""
+
+    def control(self, op: Op, **operands: int) -> None:
+        """Take an instruction of the sequencer's own."""
+
+
 #: Units that finish one instruction before they start the next.
 _SERIAL = (Unit.VECTOR, Unit.STORE)
 #: Spaces that a unit accesses in instruction order although its instructions overlap.
@@ -71,7 +87,6 @@ class Emitter:
 
     program: list[Instruction] = field(default_factory=list)
     bank: int = 0
-    """Accumulator bank of the next product: products take turns, so that one is drained while the next is made."""
     _issued: dict[Unit, int] = field(default_factory=lambda: dict.fromkeys(Unit, 0))
     _accesses: dict[str, list[_Access]] = field(default_factory=dict)
 
@@ -85,10 +100,9 @@ class Emitter:
     ) -> None:
         """Append an instruction of one of the units; operands that are a `Value` with a register become patches."""
         unit = UNIT_OF[op]
-        waits: dict[Unit, int] = {}
         reads, writes = tuple(reads), tuple(writes)
-        for region, write in [(r, False) for r in reads] + [(w, True) for w in writes]:
-            self._depend(unit, region, write, waits)
+        last = self.dependencies(unit, reads, writes)
+        waits = {other: min(self._issued[other] - number, MAX_WAIT) for other, number in last.items()}
         fields, patches = _split(operands)
         self.program.append(Instruction(op, fields, waits, patches, comment))
         number = self._issued[unit]
@@ -98,26 +112,30 @@ class Emitter:
         for region in writes:
             self._record(region, unit, number, True)
 
+    def dependencies(self, unit: Unit, reads: Iterable[Region], writes: Iterable[Region]) -> dict[Unit, int]:
+        """Return, per unit, the number of its last instruction that one with these accesses must wait for."""
+        last: dict[Unit, int] = {}
+        for region, write in [(r, False) for r in reads] + [(w, True) for w in writes]:
+            for a in self._accesses.get(region.space, ()):
+                if a.start >= region.end or region.start >= a.end or not (write or a.write):
+                    continue
+                if a.unit == unit and (unit in _SERIAL or region.space in _IN_ORDER.get(unit, ())):
+                    continue
+                last[a.unit] = max(last.get(a.unit, 0), a.number)
+        return last
+
     def control(self, op: Op, **operands: int) -> None:
         """Append an instruction of the sequencer's own."""
         self.program.append(Instruction(op, operands))
 
-    def _depend(self, unit: Unit, region: Region, write: bool, waits: dict[Unit, int]) -> None:
-        for a in self._accesses.get(region.space, ()):
-            if a.start >= region.end or region.start >= a.end or not (write or a.write):
-                continue
-            if a.unit == unit and (unit in _SERIAL or region.space in _IN_ORDER.get(unit, ())):
-                continue
-            distance = min(self._issued[a.unit] - a.number, MAX_WAIT)
-            waits[a.unit] = min(waits.get(a.unit, MAX_WAIT), distance)
-
     def _record(self, region: Region, unit: Unit, number: int, write: bool) -> None:
         accesses = self._accesses.setdefault(region.space, [])
-        # A later access of the same unit to all of an older one's interval makes the older one superfluous.
+        # A write waits for all older accesses of its interval, so what waits for it waits for them; and a later read
+        # by the same unit makes an older one superfluous.
         accesses[:] = [
             a
             for a in accesses
-            if not (region.start <= a.start and a.end <= region.end and a.unit == unit and (a.write == write or write))
+            if not (region.start <= a.start and a.end <= region.end and (write or (a.unit == unit and not a.write)))
         ]
         accesses.append(_Access(region.start, region.end, unit, number, write))
 

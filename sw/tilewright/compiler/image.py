@@ -9,15 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.compiler.emit import Region
-from tilewright.compiler.layout import MemoryMap, TiledMatrix, ceil_div, pack_tiles, round_up
+from tilewright.compiler.layout import ALIGN, WINDOW, MemoryMap, TiledMatrix, ceil_div, pack_tiles, round_up
 from tilewright.compiler.plan import padded_head
 from tilewright.formats import bf16_bits, f24, quantise_int8
 from tilewright.model import Checkpoint, Floats, LlamaSpec
-from tilewright_hw.arch import AcceleratorConfig
-from tilewright_hw.arch.isa import REG_COUNT
+from tilewright_hw.arch import AcceleratorConfig, InputError
 
 PROGRAM_BYTES = 1 << 20
 """Room for one program."""
+ARGUMENT_BYTES = 1 << 14
+"""Room for the register tables of its blocks."""
 LOGIT_ROWS = 64
 """Rows of logits that one program may write."""
 MAX_K = 131071
@@ -44,15 +45,17 @@ class ModelImage:
         The model's shape.
     config : AcceleratorConfig
         The accelerator whose tiles the layout follows.
+    sequences : int
+        Sequences that have a cache. Regions are those of the first; each next one's are `sequence_bytes` further on.
     """
 
-    def __init__(self, spec: LlamaSpec, config: AcceleratorConfig) -> None:
-        self.spec, self.config = spec, config
+    def __init__(self, spec: LlamaSpec, config: AcceleratorConfig, sequences: int = 1) -> None:
+        self.spec, self.config, self.sequences = spec, config, sequences
         self.map = MemoryMap()
         self.head = padded_head(spec, config)
         bus = config.bus_bytes
         add = self.map.add
-        self.arguments = add("arguments", 4 * REG_COUNT)
+        self.arguments = add("arguments", ARGUMENT_BYTES)
         self.program = add("program", PROGRAM_BYTES)
         self.embedding_row = round_up(2 * spec.dim, bus)
         self.embedding = add("embedding", spec.vocab * self.embedding_row)
@@ -69,15 +72,14 @@ class ModelImage:
             self._matrix(f"layers.{i}.w_up", spec.ffn, spec.dim)
             self._matrix(f"layers.{i}.w_down", spec.dim, spec.ffn)
         self._matrix("classifier", spec.vocab, spec.dim)
-        self._place_cache()
         self.logits_row = round_up(4 * spec.vocab, bus)
         self.logits = add("logits", LOGIT_ROWS * self.logits_row)
+        self._place_cache()
+        self._place_sequences()
         self.size = round_up(self.map.size, 4096)
 
     def _matrix(self, name: str, n: int, k: int) -> None:
         if k > MAX_K:
-            from tilewright_hw.arch import InputError
-
             raise InputError(f"{name}: the reduction must be at most {MAX_K} long, not {k}")
         shape = TiledMatrix(n, k, self.config)
         columns = shape.n_tiles * self.config.cols
@@ -105,6 +107,24 @@ class ModelImage:
         self.value_scales = [
             self.map.add(f"layers.{i}.value_scales", spec.kv_heads * self.scale_head) for i in range(spec.layers)
         ]
+
+    @property
+    def cache(self) -> list[Region]:
+        """All regions of the first sequence's cache."""
+        return [*self.keys, *self.values, *self.key_scales, *self.value_scales]
+
+    def _place_sequences(self) -> None:
+        """Leave room for the caches of further sequences, all within the reach of one base register."""
+        first = self.keys[0].start
+        self.sequence_bytes = round_up(self.map.size - first, ALIGN)
+        if self.sequences == 1:
+            return
+        self.map.add("sequences", (self.sequences - 1) * self.sequence_bytes)
+        if first // WINDOW != (self.map.size - 1) // WINDOW:
+            raise InputError(
+                f"the caches of {self.sequences} sequences must lie within {WINDOW >> 30} GiB, "
+                f"and take {self.sequence_bytes} bytes each"
+            )
 
     def write(
         self,

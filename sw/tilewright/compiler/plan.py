@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tilewright.compiler.emit import Region
-from tilewright.compiler.layout import ceil_div
-from tilewright.model import LlamaSpec
+from tilewright.compiler.layout import ceil_div, round_up
+from tilewright.model import ModelSpec
 from tilewright_hw.arch import AcceleratorConfig, InputError
 
 MAX_BLOCK = 64
-"""Rows of the largest prefill block: each needs a sequencer register for its token."""
+"""Rows of the largest block: each needs a sequencer register for its token."""
+LANES = 2
+"""Blocks of a long prompt that are at work at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +43,10 @@ class Tiling:
 
 
 class Space:
-    """A bump allocator over one on-chip buffer; `mark`/`release` reuse what a finished phase held."""
+    """A bump allocator over one on-chip buffer, or a part of it; put `top` back to reuse what is dead."""
 
     def __init__(self, name: str, size: int, start: int = 0) -> None:
         self.name, self.size, self.top = name, size, start
-
-    def part(self, share: int) -> int:
-        """Return the end of the next block's part, if what is left is shared equally by `share` blocks."""
-        return self.top + (self.size - self.top) // share
 
     def take(self, size: int, what: str) -> Region:
         """Reserve `size` words; InputError if the buffer is too small."""
@@ -93,62 +92,75 @@ class Plan:
     stats: dict[str, Region]
 
 
-def padded_head(spec: LlamaSpec, config: AcceleratorConfig) -> int:
+def padded_head(spec: ModelSpec, config: AcceleratorConfig) -> int:
     """Columns that one head takes in the row buffer: head_dim rounded up to whole words."""
     return ceil_div(spec.head_dim, config.lanes) * config.lanes
 
 
-def make_plans(spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling) -> list[Plan]:
-    """Plan a program of m rows and up to t keys, as one block or as two that take turns.
+@dataclass(frozen=True)
+class Blocks:
+    """How rows are cut: blocks of so many rows, one after another, of which `lanes` are at work at a time."""
 
-    Two blocks pay when each keeps the array busy for as long as the bus needs to bring a tile.
-    InputError if it does not fit the configuration.
+    lanes: int
+    sizes: tuple[int, ...]
+
+
+def cut_rows(spec: ModelSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling) -> Blocks:
+    """Cut m rows with up to t keys into blocks.
+
+    Two lanes pay when a block keeps the array busy for as long as the bus needs to bring a tile: then the array works
+    for one while the vector unit works for the other. InputError if not even one row fits the configuration.
     """
-    parts = 2 if m >= 2 * max(config.tile_bytes // config.bus_bytes, 2) else 1
-    sizes = [(m + i) // parts for i in range(parts)]
-    spaces = {
-        "row": Space("row", config.row_words),
-        "act": Space("act", config.act_words),
-        "param": Space("param", config.param_words),
-        "stat": Space("stat", config.stat_entries),
-    }
-    plans = []
-    for i, size in enumerate(sizes):
-        plans.append(_make_plan(spec, config, size, t, tiling, spaces, parts - i))
-    return plans
+    rows = largest_block(spec, config, t, tiling, LANES) if m >= LANES * config.tile_bytes // config.bus_bytes else 0
+    lanes = LANES if rows and m > 1 else 1
+    if lanes == 1:
+        rows = largest_block(spec, config, t, tiling, 1)
+        if not rows:
+            make_plan(spec, config, 1, t, tiling)
+    count = ceil_div(m, rows)
+    # The lanes end together if each has as many blocks.
+    count = min(round_up(count, lanes), m)
+    return Blocks(lanes, tuple((m + i) // count for i in range(count)))
 
 
-def _make_plan(
-    spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling, spaces: dict[str, Space], share: int
-) -> Plan:
-    """Plan one block in what is left of the buffers, of which `share` blocks still want a part."""
-    for kv in range(min(tiling.kv_heads or spec.kv_heads, spec.kv_heads), 0, -1):
-        trial = {name: Space(name, space.part(share), space.top) for name, space in spaces.items()}
-        try:
-            plan = _place(spec, config, m, t, kv, tiling, trial)
-            for name, space in trial.items():
-                spaces[name].top = space.top
-            return plan
-        except InputError:
-            if kv == 1:
-                raise
-    raise AssertionError("unreachable")
-
-
-def largest_block(spec: LlamaSpec, config: AcceleratorConfig, t: int, tiling: Tiling) -> int:
-    """Return the most rows whose plan fits; InputError if not even one does."""
-    limit = min(tiling.block_rows or MAX_BLOCK, MAX_BLOCK, t)
+@lru_cache(maxsize=256)
+def largest_block(spec: ModelSpec, config: AcceleratorConfig, t: int, tiling: Tiling, lanes: int) -> int:
+    """Return the most rows of a block whose plan fits one of several lanes; 0 if not even one does."""
 
     def fits(m: int) -> bool:
         try:
-            make_plans(spec, config, m, t, tiling)
+            make_plan(spec, config, m, t, tiling, 0, lanes)
         except InputError:
             return False
         return True
 
-    if not fits(1):
-        make_plans(spec, config, 1, t, tiling)
-    return _bisect(1, limit, fits)
+    return _bisect(0, min(tiling.block_rows or MAX_BLOCK, MAX_BLOCK, t), fits)
+
+
+def make_plan(
+    spec: ModelSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling, lane: int = 0, lanes: int = 1,
+    attending: int | None = None,
+) -> Plan:  # fmt: skip
+    """Plan blocks of m rows and up to t keys in one lane's equal share of the buffers.
+
+    `attending` of the rows (None: all) attend at a time. InputError if it does not fit the configuration.
+    """
+    for kv in range(min(tiling.kv_heads or spec.kv_heads, spec.kv_heads), 0, -1):
+        spaces = {
+            name: Space(name, size * (lane + 1) // lanes, size * lane // lanes)
+            for name, size in (
+                ("row", config.row_words),
+                ("act", config.act_words),
+                ("param", config.param_words),
+                ("stat", config.stat_entries),
+            )
+        }
+        try:
+            return _place(spec, config, m, t, kv, tiling, spaces, lanes, attending or m)
+        except InputError:
+            if kv == 1:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _bisect(low: int, high: int, good: Callable[[int], bool]) -> int:
@@ -159,7 +171,15 @@ def _bisect(low: int, high: int, good: Callable[[int], bool]) -> int:
 
 
 def _place(
-    spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, kv: int, tiling: Tiling, spaces: dict[str, Space]
+    spec: ModelSpec,
+    config: AcceleratorConfig,
+    m: int,
+    t: int,
+    kv: int,
+    tiling: Tiling,
+    spaces: dict[str, Space],
+    sharing: int,
+    attending: int,
 ) -> Plan:
     lanes, r, c = config.lanes, config.rows, config.cols
     head = padded_head(spec, config) // lanes
@@ -167,50 +187,58 @@ def _place(
     w_dim, w_ffn, w_t = (ceil_div(v, lanes) for v in (spec.dim, spec.ffn, t))
     hc = kv * spec.group
 
-    acc = kv * spec.group * m * max(ceil_div(t, c), ceil_div(spec.head_dim, c))
+    acc = kv * spec.group * attending * max(ceil_div(t, c), ceil_div(spec.head_dim, c))
     if acc > config.acc_rows:
         raise InputError(
-            f"{t} keys of one KV head for {m} rows need {acc} accumulator rows; acc_rows is {config.acc_rows}"
+            f"{t} keys of one KV head for {attending} rows need {acc} accumulator rows; acc_rows is {config.acc_rows}"
         )
 
     row, act, param, stat = (spaces[name] for name in ("row", "act", "param", "stat"))
     x = row.take(m * w_dim, "the residual stream")
-    normed = row.take(m * w_dim, "the normalised rows")
+    # Each of these is dead when the next comes to life, and so they share their place: the normalised rows; queries,
+    # keys and values; the attention's scores and output (queries are quantised, keys and values stored by then);
+    # the feed-forward rows.
     shared = row.top
+    normed = row.take(m * w_dim, "the normalised rows")
+    row.top = shared
     qkv = row.take(m * total_heads * head, "queries, keys and values")
+    row.top = shared
     heads_out = row.take(m * spec.heads * head, "the attention's output")
-    scores = row.take(m * hc * w_t, "attention scores")
-    # Attention's rows are dead when the feed-forward ones come to life.
-    feed_forward = Space("row", row.size, shared)
-    hidden = feed_forward.take(m * w_ffn, "the feed-forward rows")
-    row.top = max(row.top, feed_forward.top)
+    scores = row.take(attending * hc * w_t, "attention scores")
+    row.top = shared
+    hidden = row.take(m * w_ffn, "the feed-forward rows")
 
-    act_x = act.take(m * ceil_div(spec.dim, r), "quantised rows")
+    # Likewise the quantised rows that are multiplied by the first matrices and the attention's output; and those of
+    # attention and of the feed-forward network.
+    act_x = act.take(m * max(ceil_div(spec.dim, r), ceil_div(spec.heads * head * lanes, r)), "quantised rows")
+    act_o, shared = act_x, act.top
     act_q = act.take(m * spec.heads * ceil_div(spec.head_dim, r), "quantised queries")
     act_p = act.take(m * hc * ceil_div(t, r), "quantised probabilities")
-    act_o = act.take(m * ceil_div(spec.heads * head * lanes, r), "the quantised attention output")
+    act.top = shared
     act_h = act.take(m * ceil_div(spec.ffn, r), "quantised feed-forward rows")
 
     norms = (param.take(w_dim, "a norm's weights"), param.take(w_dim, "a norm's weights"))
     rope = param.take(m * head, "rotary factors")
-    key_scales = param.take(kv * w_t_bytes(t, config), "key scales")
-    value_scales = param.take(kv * w_t_bytes(t, config), "value scales")
+    # Rows that take turns have caches of their own: while one attends, the next one's scales are loaded.
+    turns = 1 if attending == m else 2
+    key_scales = param.take(turns * kv * w_t_bytes(t, config), "key scales")
+    value_scales = param.take(turns * kv * w_t_bytes(t, config), "value scales")
     tile_words = c // lanes
     widest = ceil_div(max(total_heads * head * lanes, spec.ffn, spec.dim, spec.vocab), c)
-    chunk = min(config.acc_rows // m, (param.size - param.top) // (2 * tile_words), widest)
+    # With several lanes a pass takes its share of a bank: short passes let another lane's chain of small steps through.
+    chunk = min(max(config.acc_rows // sharing // m, 1), (param.size - param.top) // (2 * tile_words), widest)
     chunk = min(chunk, tiling.chunk_tiles or chunk)
     if chunk < 1:
         raise InputError(f"a block of {m} rows leaves no room for a matrix product's columns")
     scales = (param.take(chunk * tile_words, "scales"), param.take(chunk * tile_words, "scales"))
 
-    sizes = {
-        "x": m, "rms": m, "sx": m, "sh": m, "so": m,
-        "sq": m * (spec.heads + spec.kv_heads), "sv": m * spec.kv_heads,
-        "max": m * hc, "sum": m * hc, "sp": m * hc,
-    }  # fmt: skip
     if spec.heads + spec.kv_heads > 255:
         raise InputError(f"heads + kv_heads must be at most 255, not {spec.heads + spec.kv_heads}")
-    stats = {name: stat.take(size, "row statistics") for name, size in sizes.items()}
+    # A head's maximum becomes its sum, and that its scale, entry by entry; by then the values' scales are stored.
+    heads = max(hc, spec.kv_heads)
+    sizes = {"x": 1, "rms": 1, "sx": 1, "sh": 1, "sq": spec.heads + spec.kv_heads, "sp": heads}
+    stats = {name: stat.take(m * size, "row statistics") for name, size in sizes.items()}
+    stats |= {"so": stats["sx"], "max": stats["sp"], "sum": stats["sp"], "sv": stats["sp"]}
     return Plan(
         m, t, chunk, kv, head, x, normed, qkv, heads_out, scores, hidden, act_x, act_q, act_p, act_o, act_h,
         norms, scales, rope, key_scales, value_scales, stats,

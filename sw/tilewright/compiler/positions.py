@@ -2,56 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tilewright.compiler.emit import Value
 from tilewright.compiler.image import ModelImage
 from tilewright.compiler.layout import ceil_div, round_up
 
-TOKEN_REGISTER = 16
-"""Registers from here on hold the byte offsets of the block's tokens in the embedding table."""
-
 
 @dataclass(frozen=True)
 class Positions:
-    """Position-dependent operands of a block of m rows from position `first` on (None: decode, from registers)."""
+    """Position-dependent operands of a block of m rows of one sequence, from position `first` on.
+
+    Registers hold which sequence it is, as the offset of its cache, and the byte offsets of the block's tokens in the
+    embedding table. Where `first` is None (decode), others between them hold all else. A row of a batch has its
+    registers from `register` on, and its token in `token_register`.
+    """
 
     image: ModelImage
     m: int
     first: int | None
+    register: int = 0
+    token_register: int | None = None
 
     NAMES = (
+        "cache",
         "keys", "key_tiles", "value_tiles", "key_bytes", "value_bytes", "scale_bytes", "key_at", "value_at",
         "scale_at", "rope_at", "score_stride",
     )  # fmt: skip
 
-    def values(self, first: int) -> dict[str, int]:
-        """Return all operands of a block whose first row is at position `first`."""
+    def values(self, first: int, sequence: int = 0) -> dict[str, int]:
+        """Return all operands of a block whose first row is at position `first` of a sequence."""
         image, config = self.image, self.image.config
         keys = first + self.m
         key_tiles, value_tiles = ceil_div(keys, config.cols), ceil_div(keys, config.rows)
+        cache = sequence * image.sequence_bytes
         return {
+            "cache": cache,
             "keys": keys,
             "key_tiles": key_tiles,
             "value_tiles": value_tiles,
             "key_bytes": key_tiles * image.key_block,
             "value_bytes": value_tiles * config.tile_bytes,
             "scale_bytes": round_up(2 * keys, config.bus_bytes),
-            "key_at": first // config.cols * image.key_block + first % config.cols,
-            "value_at": first * config.col_slot,
-            "scale_at": 2 * first,
+            "key_at": cache + first // config.cols * image.key_block + first % config.cols,
+            "value_at": cache + first * config.col_slot,
+            "scale_at": cache + 2 * first,
             "rope_at": first * image.rope_row,
             # Shares its word with src_m, and lies in the upper half.
             "score_stride": key_tiles * image.spec.group * self.m,
         }
 
     def __getitem__(self, name: str) -> Value:
-        if self.first is not None:
-            return Value(self.values(self.first)[name])
-        return Value(0, self.NAMES.index(name))
+        if self.first is None:
+            return Value(0, self.register + self.NAMES.index(name))
+        in_cache = name in ("cache", "key_at", "value_at", "scale_at")
+        return Value(self.values(self.first)[name], self.register if in_cache else None)
 
-    def arguments(self, first: int) -> list[int]:
-        """Return the register values of a decode block at position `first`."""
-        values = self.values(first)
+    def token(self, row: int) -> int:
+        """Return the register of a row's token."""
+        first = self.token_register
+        if first is None:
+            first = self.register + (1 if self.first is not None else len(self.NAMES))
+        return first + row
+
+    @property
+    def registers(self) -> int:
+        """Registers that are loaded."""
+        return self.token(self.m)
+
+    def arguments(self, first: int, sequence: int = 0) -> list[int]:
+        """Return the values of the registers, but for the tokens, at position `first` of a sequence."""
+        values = self.values(first, sequence)
+        if self.first is not None:
+            return [values["cache"]]
         values["score_stride"] <<= 16
         return [values[name] for name in self.NAMES]
+
+    def token_offsets(self, tokens: Sequence[int]) -> list[int]:
+        """Return the values of the tokens' registers."""
+        return [int(token) * self.image.embedding_row for token in tokens]
