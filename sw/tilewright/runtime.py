@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.compiler.image import LOGIT_ROWS, ModelImage
+from tilewright.compiler.encoder import EncoderCompiler
+from tilewright.compiler.image import LOGIT_ROWS, ModelImage, Quantiser
 from tilewright.compiler.layout import ceil_div
 from tilewright.compiler.llama import LlamaCompiler
 from tilewright.compiler.plan import Tiling, largest_block
 from tilewright.compiler.positions import TOKEN_REGISTER, Positions
+from tilewright.formats import DEFAULT, Formats
 from tilewright.model import Checkpoint, Floats
 from tilewright_hw.arch import (
     REGISTERS,
@@ -99,6 +101,10 @@ class Engine:
         Bounds for the tiling; results do not depend on it.
     progress : callable
         Called with (done, total) while weights are quantised and loaded.
+    formats : Formats
+        Number formats.
+    quantiser : callable, optional
+        Makes the int4 weights; see `ModelImage.write`.
     """
 
     def __init__(
@@ -107,19 +113,23 @@ class Engine:
         device: Device,
         tiling: Tiling | None = None,
         progress: Callable[[int, int], None] | None = None,
+        formats: Formats = DEFAULT,
+        quantiser: Quantiser | None = None,
     ) -> None:
-        self.spec, self.device, self.tiling = checkpoint.spec, device, tiling or Tiling()
-        self.image = ModelImage(self.spec, device.config)
+        self.spec, self.device, self.tiling, self.formats = checkpoint.spec, device, tiling or Tiling(), formats
+        self.image = ModelImage(self.spec, device.config, formats)
         self.compiler = LlamaCompiler(self.image, self.tiling)
-        self._decode = self.compiler.decode()
+        self.encoder = EncoderCompiler(self.image, self.tiling)
         self._programs: dict[tuple[int, int, str], bytes] = {}
+        if self.spec.causal:  # the one program that every text needs: does it fit?
+            self._program(1, "last")
         self._loaded = b""
         self.position = 0
         self.counters = Counters()
         device.allocate(self.image.size)
         check_identity(device)
         set_bases(device)
-        self.image.write(checkpoint, device.write_memory, progress)
+        self.image.write(checkpoint, device.write_memory, progress, quantiser)
 
     @property
     def config(self) -> AcceleratorConfig:
@@ -136,19 +146,44 @@ class Engine:
         logits: 'last' gives (vocab,) after the last token, 'all' gives (tokens, vocab).
         InputError on a token outside the vocabulary or past the context.
         """
+        rows = [self._read_logits(m if logits == "all" else 1) for m in self._run(tokens, logits)]
+        return np.concatenate(rows) if logits == "all" else rows[-1][0]
+
+    def choose(self, tokens: Sequence[int]) -> int:
+        """Run tokens from the current position on; returns the token of the largest logit, the lowest of equal ones.
+
+        The device compares; four bytes are read. Errors as in `feed`.
+        """
+        for _ in self._run(tokens, "token"):
+            pass
+        return int(self.device.read_memory(self.image.token.start, 4).view(np.uint32)[0])
+
+    def encode(self, tokens: Sequence[int]) -> Floats:
+        """Run a whole text of a model whose rows see all of it; returns its hidden rows, float32 (tokens, dim).
+
+        InputError on a token outside the vocabulary or past the context.
+        """
+        self.position = 0
         self._check(tokens)
-        rows = []
+        key = (0, len(tokens), "encode")
+        if key not in self._programs:
+            self._programs[key] = self.encoder.encode(len(tokens))
+        self._execute(self.encoder.arguments(tokens), self._programs[key], len(tokens))
+        return self._read_logits(len(tokens))
+
+    def _run(self, tokens: Sequence[int], logits: str) -> Iterator[int]:
+        """Run tokens, and yield after each program that stored results: the tokens that it ran."""
+        self._check(tokens)
         done = 0
         while done < len(tokens):
             m = min(len(tokens) - done, self._block_rows(self.position, len(tokens) - done))
             last = done + m == len(tokens)
-            want = "all" if logits == "all" else "last" if last else "none"
+            want = logits if logits == "all" or last else "none"
             self._run_block(tokens[done : done + m], want)
             if want != "none":
-                rows.append(self._read_logits(m if want == "all" else 1))
+                yield m
             done += m
             self.position += m
-        return np.concatenate(rows) if logits == "all" else rows[-1][0]
 
     def _check(self, tokens: Sequence[int]) -> None:
         if not len(tokens):
@@ -160,7 +195,7 @@ class Engine:
             raise InputError(f"{self.position} + {len(tokens)} tokens exceed the context of {self.spec.context} tokens")
 
     def _block_rows(self, position: int, tokens: int) -> int:
-        return largest_block(self.spec, self.config, position + tokens, self.tiling) if tokens > 1 else 1
+        return largest_block(self.spec, self.config, position + tokens, self.tiling, self.formats) if tokens > 1 else 1
 
     def _run_block(self, tokens: Sequence[int], logits: str) -> None:
         m = len(tokens)
@@ -170,17 +205,21 @@ class Engine:
         values = positions.arguments(self.position)
         arguments[: len(values)] = values
         arguments[TOKEN_REGISTER:] = offsets
+        self._execute(arguments, self._program(m, logits), m)
+
+    def _execute(self, arguments: NDArray[np.uint32], program: bytes, m: int) -> None:
+        """Run a program of m tokens from the current position on."""
         self.device.write_memory(self.image.arguments.start, arguments.view(np.uint8))
-        self._load(self._program(m, logits))
-        keys = self.position + m
-        self.counters.add(run_program(self.device, self.image.program.start, self._cycle_limit(m, keys)))
+        self._load(program)
+        limit = self._cycle_limit(m, self.position + m)
+        self.counters.add(run_program(self.device, self.image.program.start, limit))
 
     def _program(self, m: int, logits: str) -> bytes:
-        if m == 1 and logits == "last":
-            return self._decode
-        key = (self.position, m, logits)
+        decode = m == 1 and logits in ("last", "token")
+        key = (0 if decode else self.position, m, logits)
         if key not in self._programs:
-            self._programs[key] = self.compiler.prefill(self.position, m, logits)
+            compiled = self.compiler.decode(logits) if decode else self.compiler.prefill(self.position, m, logits)
+            self._programs[key] = compiled
         return self._programs[key]
 
     def _load(self, program: bytes) -> None:
@@ -198,7 +237,7 @@ class Engine:
         return 10_000_000 + 100 * work
 
     def _read_logits(self, rows: int) -> Floats:
-        assert rows <= LOGIT_ROWS
-        stride = self.image.logits_row
+        assert rows <= LOGIT_ROWS or not self.spec.causal
+        stride, width = self.image.logits_row, self.spec.vocab if self.spec.classifier else self.spec.dim
         raw: NDArray[np.uint8] = self.device.read_memory(self.image.logits.start, rows * stride)
-        return raw.view(np.float32).reshape(rows, stride // 4)[:, : self.spec.vocab].copy()
+        return raw.view(np.float32).reshape(rows, stride // 4)[:, :width].copy()

@@ -1,14 +1,16 @@
-"""Attention over the KV cache: rotate, store, scores, softmax, values."""
+"""Attention over the KV cache: project, rotate, store, scores, softmax, values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
 
-from tilewright.compiler.block import Block, Operands
+from tilewright.compiler.block import INT8, Operands, when
 from tilewright.compiler.emit import Region, Value
 from tilewright.compiler.layout import address, ceil_div
-from tilewright.compiler.plan import w_t_bytes
+from tilewright.compiler.norms import NormBlock
+from tilewright.compiler.plan import run_words, w_t_bytes
+from tilewright.formats import bf16_field, f24_bits
 from tilewright_hw.arch.isa import (
     Add,
     Dest,
@@ -23,107 +25,209 @@ from tilewright_hw.arch.isa import (
 )
 
 
-class AttentionBlock(Block):
+class AttentionBlock(NormBlock):
     """A block with grouped-query attention."""
 
     def attention(self, layer: int) -> Iterator[None]:
         """Add a layer's attention to the residual stream, phase by phase."""
+        spec = self.spec
+        if not spec.norm_after:
+            self.normalise(f"layers.{layer}.attn_norm")
+        yield
+        self._project(f"layers.{layer}.qkv", 0)
+        yield
+        heads = spec.heads + spec.kv_heads
+        if self.parts == 1 and not spec.qk_norm:
+            self._rotate(0, heads, INT8)
+        else:
+            self._finish_heads(layer, 0, spec.heads)
+            self._finish_heads(layer, spec.heads, spec.kv_heads)
+        self._store_keys_values(layer)
+        self._quantise_queries()
+        yield
+        yield from self._attend_all(layer)
+
+    def keys_values(self, layer: int) -> Iterator[None]:
+        """Write a layer's keys and values of the rows in act_x to the cache."""
+        self._project(f"layers.{layer}.kv", self.spec.heads)
+        yield
+        self._finish_heads(layer, self.spec.heads, self.spec.kv_heads)
+        self._store_keys_values(layer)
+
+    def attention_of_queries(self, layer: int) -> Iterator[None]:
+        """Add a layer's attention to the residual stream; the keys and values are in the cache, the rows in act_x."""
+        self._project(f"layers.{layer}.q", 0)
+        yield
+        self._finish_heads(layer, 0, self.spec.heads)
+        self._quantise_queries()
+        yield
+        yield from self._attend_all(layer)
+
+    def _attend_all(self, layer: int) -> Iterator[None]:
         plan, spec = self.plan, self.spec
-        self.normalise(self.image.norms[f"layers.{layer}.attn_norm"])
-        yield
-        matrix = self.image.matrices[f"layers.{layer}.qkv"]
-        width = (spec.heads + 2 * spec.kv_heads) * plan.head_words
-        for first, tiles in self.chunks(matrix):
-            scales = self.scales(matrix, first, tiles)
-            acc = self.product(matrix, plan.act_x, first, tiles)
-            self.dequantise(
-                acc,
-                first,
-                tiles,
-                matrix.shape.n,
-                scales,
-                "sx",
-                plan.qkv,
-                width,
-                comment="queries, keys, values",
-            )
-        yield
-        self._rotate_and_store(layer, width)
-        yield
+        wo = self.image.matrices[f"layers.{layer}.wo"]
+        self.add_bias(wo)
+        fused = plan.kv_chunk >= spec.kv_heads and self._uniform
         for first in range(0, spec.kv_heads, plan.kv_chunk):
-            yield from self._attend(layer, first, min(plan.kv_chunk, spec.kv_heads - first))
+            yield from self._attend(layer, first, min(plan.kv_chunk, spec.kv_heads - first), fused)
         n = spec.heads * plan.head_words * self.config.lanes
-        self.row_scale(plan.heads_out, n, "so")
+        if not fused:
+            self.row_scale(plan.heads_out, n, "so")
         self.quantise(plan.heads_out, n, plan.act_o, "so")
         yield
-        self.add_product(self.image.matrices[f"layers.{layer}.wo"], plan.act_o, "so", "x += attention")
+        self.add_product(wo, plan.act_o, "so", "x += attention")
+        if spec.norm_after:
+            self.normalise_x(f"layers.{layer}.attn_norm")
 
-    def _rotate_and_store(self, layer: int, width: int) -> None:
-        plan, spec, image = self.plan, self.spec, self.image
-        d, hw, m = spec.head_dim, plan.head_words, self.m
-        qk = spec.heads + spec.kv_heads
-        rows: Operands = {"n": d, "m": m, "source": Source.ROW, "src_m": width, "src_h": hw}
-        base = plan.qkv.start
+    @property
+    def _width(self) -> int:
+        """Words of a row of queries, keys and values."""
+        return (self.spec.heads + 2 * self.spec.kv_heads) * self.plan.head_words
+
+    @property
+    def _uniform(self) -> bool:
+        """Whether the accumulators of all heads' outputs are equally far apart."""
+        return self.spec.group == 1 or self.image.value_tiles == 1
+
+    def _project(self, name: str, head: int) -> None:
+        """Rows in act_x -> queries, keys, values, from head `head` of their rows on."""
+        matrix, rows = self.image.matrices[name], self.plan.qkv
+        offset = head * self.plan.head_words
+        part = rows.part(offset, rows.size - offset)
+        for first, tiles in self.chunks(matrix):
+            scales = self.scales(matrix, first, tiles)
+            bias = self.bias(matrix, first, tiles)
+            acc = self.product(matrix, self.plan.act_x, first, tiles)
+            self.dequantise(
+                acc, first, tiles, matrix.shape.n, scales, "sx", part, self._width, comment="queries, keys, values",
+                **bias,
+            )  # fmt: skip
+
+    def _rows(self, head: int, heads: int) -> Operands:
+        """Return the operands that read some heads of the rows of queries, keys and values."""
+        hw = self.plan.head_words
+        return {
+            "n": self.spec.head_dim, "m": self.m, "h": heads, "source": Source.ROW,
+            "src": self.plan.qkv.start + head * hw, "src_m": self._width, "src_h": hw,
+        }  # fmt: skip
+
+    def _in_place(self, head: int, heads: int) -> Operands:
+        rows = self._rows(head, heads)
+        return rows | {"dest": Dest.ROW, "dst": rows["src"], "dst_m": rows["src_m"], "dst_h": rows["src_h"]}
+
+    def _head_stats(self, name: str, head: int, which: str = "stat") -> Operands:
+        """Return the operands for the statistics of queries and keys from a head on."""
+        return {
+            which: name, f"{which}_offset": head, f"{which}_m": self.spec.heads + self.spec.kv_heads, f"{which}_h": 1
+        }  # fmt: skip
+
+    def _finish_heads(self, layer: int, head: int, heads: int) -> None:
+        """Norm, rotation and scales of some heads: queries or keys."""
+        if self.spec.qk_norm:
+            self._head_norm(layer, head, heads)
+        self._rotate(head, heads, self.act_quantum if head < self.spec.heads else INT8)
+
+    def _head_norm(self, layer: int, head: int, heads: int) -> None:
+        """RMSNorm of each head."""
+        plan, image, spec = self.plan, self.image, self.spec
+        hw, run = plan.head_words, run_words(spec.head_dim, 4, self.config)
+        weights = plan.head_norms.part(head * hw, (heads - 1) * hw + max(run, hw))
+        row = image.rope_row if head else 0
+        self.load(
+            image.head_norms[layer].part(row, image.rope_row), Value(0), image.rope_row, weights, heads, 0, hw,
+            LoadFormat.FP32, "norms of the heads",
+        )  # fmt: skip
+        of_head, red = self._head_stats("sq", head), self._head_stats("sq", head, "red")
+        rows = self._rows(head, heads)
+        self.vector([plan.qkv], [], comment="absmax of the heads", **rows, **red, reduce=Reduce.ABSMAX)
         self.vector(
-            [plan.qkv, plan.rope], [plan.qkv], red="sq", comment="rotate queries and keys", **rows, h=qk, src=base,
-            add=Add.ROTATE, par=plan.rope.start, par_m=hw, reduce=Reduce.QSCALE, scale16=1, red_m=qk, red_h=1,
-            dest=Dest.ROW, dst=base, dst_m=width, dst_h=hw,
+            [plan.qkv], [], comment="sums of squares of the heads", **rows, **of_head, **red, reduce=Reduce.SUMSQ,
+            const1=f24_bits(1.0 / spec.head_dim), const2=bf16_field(spec.norm_eps),
         )  # fmt: skip
         self.vector(
-            [plan.qkv], [], red="sv", comment="scales of the values", **rows, h=spec.kv_heads, src=base + qk * hw,
-            reduce=Reduce.QSCALE, scale16=1, red_m=spec.kv_heads, red_h=1,
+            [plan.qkv, weights], [plan.qkv], comment="normalise the heads", **self._in_place(head, heads), **of_head,
+            scale=Scale.STAT_A, param=1, par=weights.start, par_h=hw,
         )  # fmt: skip
-        key_src, value_src = base + spec.heads * hw, base + qk * hw
-        keys: Operands = {"stat": "sq", "stat_offset": spec.heads, "stat_m": qk}
-        values: Operands = {"stat": "sv", "stat_offset": 0, "stat_m": spec.kv_heads}
-        self._store_rows(rows, key_src, keys)
+
+    def _rotate(self, head: int, heads: int, quantum: int) -> None:
+        """RoPE, if the model has it, and the scales of some heads."""
+        plan = self.plan
+        scales: Operands = {
+            "reduce": Reduce.QSCALE, "const1": quantum, "scale16": int(quantum == INT8),
+            **self._head_stats("sq", head, "red"),
+        }  # fmt: skip
+        if self.spec.rope_theta is None:
+            self.vector([plan.qkv], [], comment="scales of queries and keys", **self._rows(head, heads), **scales)
+            return
+        self.vector(
+            [plan.qkv, plan.rope], [plan.qkv], comment="rotate queries and keys", **self._in_place(head, heads),
+            **scales, add=Add.ROTATE, par=plan.rope.start, par_m=plan.head_words,
+        )  # fmt: skip
+
+    def _quantise_queries(self) -> None:
+        plan, spec = self.plan, self.spec
+        k = ceil_div(spec.head_dim, self.config.rows) * self.parts
+        self.vector(
+            [plan.qkv], [plan.act_q], comment="quantise queries", **self._rows(0, spec.heads),
+            **self._head_stats("sq", 0), scale=Scale.STAT_A, dest=self.act_dest, dst=plan.act_q.start,
+            dst_m=spec.heads * k, dst_h=k,
+        )  # fmt: skip
+
+    def _store_keys_values(self, layer: int) -> None:
+        plan, spec, image, config = self.plan, self.spec, self.image, self.config
+        d, m, qk = spec.head_dim, self.m, spec.heads + spec.kv_heads
+        self.vector(
+            [plan.qkv], [], red="sv", comment="scales of the values", **self._rows(qk, spec.kv_heads),
+            reduce=Reduce.QSCALE, const1=INT8, scale16=1, red_m=spec.kv_heads, red_h=1,
+        )  # fmt: skip
+        keys = self._head_stats("sq", spec.heads)
+        values: Operands = {"stat": "sv", "stat_offset": 0, "stat_m": spec.kv_heads, "stat_h": 1}
+        self._store_rows(spec.heads, keys)
         first = self.at.first or 0
         self.store(
-            image.keys[layer], self.at["key_at"], n=d, run=1, stride_run=self.config.col_slot, stride_m=1,
-            stride_h=image.key_head, wrap_first=self.config.cols - first % self.config.cols,
-            wrap_period=self.config.cols, wrap_stride=image.key_block - self.config.cols + 1, comment="keys",
+            image.keys[layer], self.at["key_at"], n=d, run=config.rows, stride_run=config.transposed_tile_bytes,
+            stride_m=config.row_slot, stride_h=image.key_head, wrap_first=config.cols - first % config.cols,
+            wrap_period=config.cols, wrap_stride=image.key_block - (config.cols - 1) * config.row_slot, comment="keys",
         )  # fmt: skip
-        self._store_rows(rows, value_src, values)
+        self._store_rows(qk, values)
         self.store(
-            image.values[layer], self.at["value_at"], n=d, run=self.config.cols, stride_run=image.value_run,
-            stride_m=self.config.col_slot, stride_h=image.value_head, comment="values",
+            image.values[layer], self.at["value_at"], n=d, run=config.cols, stride_run=image.value_run,
+            stride_m=config.col_slot, stride_h=image.value_head, comment="values",
         )  # fmt: skip
         for region, stats in ((image.key_scales[layer], keys), (image.value_scales[layer], values)):
             self.vector(
                 [], [], comment="scales to memory", **stats, n=1, m=m, h=spec.kv_heads, source=Source.STAT,
-                stat_h=1, dest=Dest.STORE_BF16,
+                dest=Dest.STORE_BF16,
             )  # fmt: skip
             self.store(
                 region, self.at["scale_at"], n=1, run=1, stride_m=2, stride_h=image.scale_head,
                 element=Element.BF16, comment="scales",
             )  # fmt: skip
-        k = ceil_div(d, self.config.rows)
+
+    def _store_rows(self, head: int, stats: Operands) -> None:
         self.vector(
-            [plan.qkv], [plan.act_q], stat="sq", comment="quantise queries", **rows, h=spec.heads, src=base,
-            stat_m=qk, stat_h=1, scale=Scale.STAT_A, dest=Dest.ACT, dst=plan.act_q.start, dst_m=spec.heads * k,
-            dst_h=k,
+            [self.plan.qkv], [], comment="quantise for the cache", **self._rows(head, self.spec.kv_heads), **stats,
+            scale=Scale.STAT_A, dest=Dest.STORE_INT8,
         )  # fmt: skip
 
-    def _store_rows(self, rows: Operands, src: int, stats: Operands) -> None:
-        self.vector(
-            [self.plan.qkv], [], comment="quantise for the cache", **rows, **stats, h=self.spec.kv_heads, src=src,
-            stat_h=1, scale=Scale.STAT_A, dest=Dest.STORE_INT8,
-        )  # fmt: skip
-
-    def _load_cache(self, region: Region, start: int, count: int, stride: int, size: Value) -> None:
+    def _load_cache(
+        self, region: Region, start: int, count: int, stride: int, size: Value, transpose: int = 0
+    ) -> None:  # fmt: skip
         part = region.part(start, count * stride)
         self.e.emit(
             Op.LOAD, [part], [], "cached tiles", bytes=size, count=count, stride=stride, dest=LoadDest.STREAM,
-            **address(part.start),
+            transpose=transpose, **address(part.start),
         )  # fmt: skip
 
-    def _attend(self, layer: int, g0: int, kv: int) -> Iterator[None]:
-        """Attention of KV heads g0..g0+kv-1 and their query heads."""
+    def _attend(self, layer: int, g0: int, kv: int, fused: bool) -> Iterator[None]:
+        """Attention of KV heads g0..g0+kv-1 and their query heads; fused: with the scales of the outputs."""
         plan, spec, config, image, at = self.plan, self.spec, self.config, self.image, self.at
         group, m = spec.group, self.m
         hc = kv * group
-        acc_rows = group * m
+        parts = self.parts
+        acc_rows = group * m * parts
         head_k = ceil_div(spec.head_dim, config.rows)
+        head_words = head_k * parts
         w_t, k_t = (
             plan.scores.size // (m * plan.kv_chunk * group),
             plan.act_p.size // (m * plan.kv_chunk * group),
@@ -132,12 +236,12 @@ class AttentionBlock(Block):
 
         self._load_scales(image.key_scales[layer], g0, kv, plan.key_scales, ws)
         self._load_scales(image.value_scales[layer], g0, kv, plan.value_scales, ws)
-        self._load_cache(image.keys[layer], g0 * image.key_head, kv, image.key_head, at["key_bytes"])
+        self._load_cache(image.keys[layer], g0 * image.key_head, kv, image.key_head, at["key_bytes"], 1)
         scores = Region(f"acc{self.e.bank}", 0, config.acc_rows)
         self.e.emit(
             Op.MATMUL, [plan.act_q], [scores], "scores", stream=1, bank=self.e.bank, k=head_k, n=at["key_tiles"],
-            groups=kv, act=plan.act_q.start + g0 * group * head_k, act_group=group * head_k, rows_outer=group,
-            act_outer=head_k, rows_inner=m, act_inner=spec.heads * head_k,
+            groups=kv, act=plan.act_q.start + g0 * group * head_words, act_group=group * head_words, rows_outer=group,
+            act_outer=head_words, rows_inner=m, act_inner=spec.heads * head_words, pair=parts - 1,
         )  # fmt: skip
         self.e.bank ^= 1
         qk = spec.heads + spec.kv_heads
@@ -147,8 +251,8 @@ class AttentionBlock(Block):
             self.vector(
                 [scores, plan.key_scales], [plan.scores], stat="sq", stat_offset=g0 * group + j, red="max",
                 red_offset=j, comment="scores", n=at["keys"], m=group if outer else m, h=kv, source=Source.ACC,
-                bank=int(scores.space[-1]), src=j * m, src_n=acc_rows,
-                src_m=replace(stride, constant=1) if stride.register is not None else 1,
+                bank=int(scores.space[-1]), src=j * m * parts, src_n=acc_rows, wide=parts - 1,
+                src_m=replace(stride, constant=parts) if stride.register is not None else parts,
                 **({} if stride.register is not None else {"src_h": stride.constant}),
                 scale=Scale.STAT_B, stat_m=1 if outer else qk, stat_h=group, param=1, par=plan.key_scales.start,
                 par_h=ws, **self._mask(outer), reduce=Reduce.MAX, red_m=1 if outer else hc, red_h=group,
@@ -181,12 +285,12 @@ class AttentionBlock(Block):
         self.vector(
             [plan.scores], [plan.act_p], stat="sp", comment="quantise probabilities", n=at["keys"],
             **flat | {"dst_m": hc * k_t, "dst_h": k_t}, **by_head, **self._mask(False), source=Source.ROW,
-            src=plan.scores.start, scale=Scale.STAT_A, dest=Dest.ACT, dst=plan.act_p.start,
+            src=plan.scores.start, scale=Scale.STAT_A, dest=self.act_dest, dst=plan.act_p.start,
         )  # fmt: skip
         yield
-        self._weigh_values(layer, g0, kv, k_t)
+        self._weigh_values(layer, g0, kv, k_t, fused)
 
-    def _weigh_values(self, layer: int, g0: int, kv: int, k_t: int) -> None:
+    def _weigh_values(self, layer: int, g0: int, kv: int, k_t: int, fused: bool) -> None:
         """Probabilities times values, into heads_out."""
         plan, spec, config, image = self.plan, self.spec, self.config, self.image
         group, m, hc = spec.group, self.m, kv * spec.group
@@ -201,23 +305,34 @@ class AttentionBlock(Block):
         self.e.emit(
             Op.MATMUL, [plan.act_p], [acc], "probabilities times values", stream=1, bank=self.e.bank,
             k=self.at["value_tiles"], n=image.value_tiles, groups=kv, act=plan.act_p.start, act_group=group * k_t,
-            rows_outer=group, act_outer=k_t, rows_inner=m, act_inner=hc * k_t,
+            rows_outer=group, act_outer=k_t, rows_inner=m, act_inner=hc * k_t, pair=self.parts - 1,
         )  # fmt: skip
         self.e.bank ^= 1
-        hw = plan.head_words
+        hw, parts, tiles = plan.head_words, self.parts, image.value_tiles
         width = spec.heads * hw
+        output: Operands = {
+            "comment": "attention output", "n": spec.head_dim, "source": Source.ACC, "bank": int(acc.space[-1]),
+            "src_n": group * m * parts, "wide": parts - 1, "scale": Scale.STAT_B, "dest": Dest.ROW,
+        }  # fmt: skip
+        if self._uniform:
+            self.vector(
+                [acc], [plan.heads_out], stat="sp", **output, m=m, h=hc, src_m=parts,
+                src_h=(tiles if group == 1 else 1) * m * parts, stat_m=hc, stat_h=1,
+                dst=plan.heads_out.start + g0 * group * hw, dst_m=width, dst_h=hw,
+                **when(fused, red="so", reduce=Reduce.QSCALE, reduce_outer=1),
+            )  # fmt: skip
+            return
         for j, outer in self._group_loops():
             self.vector(
-                [acc], [plan.heads_out], stat="sp", stat_offset=j, comment="attention output", n=spec.head_dim,
-                m=group if outer else m, h=kv, source=Source.ACC, bank=int(acc.space[-1]), src=j * m, src_m=1,
-                src_h=image.value_tiles * group * m, src_n=group * m, scale=Scale.STAT_B,
-                stat_m=1 if outer else hc, stat_h=group, dest=Dest.ROW,
+                [acc], [plan.heads_out], stat="sp", stat_offset=j, **output, m=group if outer else m, h=kv,
+                src=j * m * parts, src_m=parts, src_h=tiles * group * m * parts,
+                stat_m=1 if outer else hc, stat_h=group,
                 dst=plan.heads_out.start + (g0 * group + j) * hw, dst_m=hw if outer else width, dst_h=group * hw,
             )  # fmt: skip
 
     def _load_scales(self, memory: Region, g0: int, kv: int, dst: Region, words: int) -> None:
         stride = self.image.scale_head
-        self.load_param(
+        self.load(
             memory.part(g0 * stride, kv * stride), Value(0), self.at["scale_bytes"], dst.part(0, kv * words), kv,
             stride, words, LoadFormat.BF16, "cache scales",
         )  # fmt: skip
@@ -230,7 +345,7 @@ class AttentionBlock(Block):
 
     def _mask(self, outer: bool) -> Operands:
         """Causal mask of rows m; a single row sees all keys."""
-        if outer or self.m == 1:
+        if outer or self.m == 1 or not self.spec.causal:
             return {}
         assert self.at.first is not None
         return {"limit": self.at.first + 1, "causal": 1}

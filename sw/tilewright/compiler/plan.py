@@ -6,10 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tilewright.compiler.emit import Region
-from tilewright.compiler.layout import ceil_div
+from tilewright.compiler.layout import ceil_div, round_up
+from tilewright.formats import DEFAULT, Formats
 from tilewright.model import LlamaSpec
 from tilewright_hw.arch import AcceleratorConfig, InputError
 
+MAX_LANES = 16
+"""Lanes of the widest vector unit."""
 MAX_BLOCK = 64
 """Rows of the largest prefill block: each needs a sequencer register for its token."""
 
@@ -87,18 +90,32 @@ class Plan:
     act_h: Region
     norms: tuple[Region, Region]
     scales: tuple[Region, Region]
+    biases: tuple[Region, Region]
     rope: Region
+    head_norms: Region
     key_scales: Region
     value_scales: Region
     stats: dict[str, Region]
 
 
-def padded_head(spec: LlamaSpec, config: AcceleratorConfig) -> int:
-    """Columns that one head takes in the row buffer: head_dim rounded up to whole words."""
-    return ceil_div(spec.head_dim, config.lanes) * config.lanes
+def padded_head(spec: LlamaSpec, config: AcceleratorConfig, formats: Formats = DEFAULT) -> int:
+    """Columns that one head takes in the row buffer: head_dim rounded up to whole words.
+
+    Where the attention's output meets weights of four bits, to the same multiple on every configuration: their groups
+    of inputs must not depend on it.
+    """
+    four = any(formats.of(f"layers.{i}.wo") == "int4" for i in range(spec.layers))
+    return round_up(spec.head_dim, MAX_LANES if four else config.lanes)
 
 
-def make_plans(spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling) -> list[Plan]:
+def run_words(n: int, element: int, config: AcceleratorConfig) -> int:
+    """Words that a run of n elements of `element` bytes fills: its bytes are whole bus words."""
+    return ceil_div(round_up(n * element, config.bus_bytes) // element, config.lanes)
+
+
+def make_plans(
+    spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling, formats: Formats = DEFAULT
+) -> list[Plan]:
     """Plan a program of m rows and up to t keys, as one block or as two that take turns.
 
     Two blocks pay when each keeps the array busy for as long as the bus needs to bring a tile.
@@ -114,18 +131,19 @@ def make_plans(spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, tilin
     }
     plans = []
     for i, size in enumerate(sizes):
-        plans.append(_make_plan(spec, config, size, t, tiling, spaces, parts - i))
+        plans.append(_make_plan(spec, config, size, t, tiling, spaces, parts - i, formats))
     return plans
 
 
 def _make_plan(
-    spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling, spaces: dict[str, Space], share: int
-) -> Plan:
+    spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling, spaces: dict[str, Space], share: int,
+    formats: Formats,
+) -> Plan:  # fmt: skip
     """Plan one block in what is left of the buffers, of which `share` blocks still want a part."""
     for kv in range(min(tiling.kv_heads or spec.kv_heads, spec.kv_heads), 0, -1):
         trial = {name: Space(name, space.part(share), space.top) for name, space in spaces.items()}
         try:
-            plan = _place(spec, config, m, t, kv, tiling, trial)
+            plan = _place(spec, config, m, t, kv, tiling, trial, formats)
             for name, space in trial.items():
                 spaces[name].top = space.top
             return plan
@@ -135,19 +153,21 @@ def _make_plan(
     raise AssertionError("unreachable")
 
 
-def largest_block(spec: LlamaSpec, config: AcceleratorConfig, t: int, tiling: Tiling) -> int:
+def largest_block(
+    spec: LlamaSpec, config: AcceleratorConfig, t: int, tiling: Tiling, formats: Formats = DEFAULT
+) -> int:
     """Return the most rows whose plan fits; InputError if not even one does."""
     limit = min(tiling.block_rows or MAX_BLOCK, MAX_BLOCK, t)
 
     def fits(m: int) -> bool:
         try:
-            make_plans(spec, config, m, t, tiling)
+            make_plans(spec, config, m, t, tiling, formats)
         except InputError:
             return False
         return True
 
     if not fits(1):
-        make_plans(spec, config, 1, t, tiling)
+        make_plans(spec, config, 1, t, tiling, formats)
     return _bisect(1, limit, fits)
 
 
@@ -159,22 +179,25 @@ def _bisect(low: int, high: int, good: Callable[[int], bool]) -> int:
 
 
 def _place(
-    spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, kv: int, tiling: Tiling, spaces: dict[str, Space]
-) -> Plan:
+    spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, kv: int, tiling: Tiling, spaces: dict[str, Space],
+    formats: Formats,
+) -> Plan:  # fmt: skip
     lanes, r, c = config.lanes, config.rows, config.cols
-    head = padded_head(spec, config) // lanes
+    head = padded_head(spec, config, formats) // lanes
+    parts = formats.parts
     total_heads = spec.heads + 2 * spec.kv_heads
     w_dim, w_ffn, w_t = (ceil_div(v, lanes) for v in (spec.dim, spec.ffn, t))
     hc = kv * spec.group
 
-    acc = kv * spec.group * m * max(ceil_div(t, c), ceil_div(spec.head_dim, c))
+    acc = kv * spec.group * m * parts * max(ceil_div(t, c), ceil_div(spec.head_dim, c))
     if acc > config.acc_rows:
         raise InputError(
             f"{t} keys of one KV head for {m} rows need {acc} accumulator rows; acc_rows is {config.acc_rows}"
         )
 
     row, act, param, stat = (spaces[name] for name in ("row", "act", "param", "stat"))
-    x = row.take(m * w_dim, "the residual stream")
+    run_dim = run_words(spec.dim, 4, config)
+    x = row.take((m - 1) * w_dim + max(run_dim, run_words(spec.dim, 2, config)), "the residual stream")
     normed = row.take(m * w_dim, "the normalised rows")
     shared = row.top
     qkv = row.take(m * total_heads * head, "queries, keys and values")
@@ -182,38 +205,48 @@ def _place(
     scores = row.take(m * hc * w_t, "attention scores")
     # Attention's rows are dead when the feed-forward ones come to life.
     feed_forward = Space("row", row.size, shared)
-    hidden = feed_forward.take(m * w_ffn, "the feed-forward rows")
+    # The greedy choice keeps a pass of logits there, of as many tiles as scales fill bus words.
+    least = max(1, config.bus_bytes // (4 * c)) * c // lanes
+    hidden = feed_forward.take(m * max(w_ffn, least), "the feed-forward rows")
     row.top = max(row.top, feed_forward.top)
 
-    act_x = act.take(m * ceil_div(spec.dim, r), "quantised rows")
-    act_q = act.take(m * spec.heads * ceil_div(spec.head_dim, r), "quantised queries")
-    act_p = act.take(m * hc * ceil_div(t, r), "quantised probabilities")
-    act_o = act.take(m * ceil_div(spec.heads * head * lanes, r), "the quantised attention output")
-    act_h = act.take(m * ceil_div(spec.ffn, r), "quantised feed-forward rows")
+    act_x = act.take(m * parts * ceil_div(spec.dim, r), "quantised rows")
+    act_q = act.take(m * parts * spec.heads * ceil_div(spec.head_dim, r), "quantised queries")
+    act_p = act.take(m * parts * hc * ceil_div(t, r), "quantised probabilities")
+    act_o = act.take(m * parts * ceil_div(spec.heads * head * lanes, r), "the quantised attention output")
+    act_h = act.take(m * parts * ceil_div(spec.ffn, r), "quantised feed-forward rows")
 
-    norms = (param.take(w_dim, "a norm's weights"), param.take(w_dim, "a norm's weights"))
-    rope = param.take(m * head, "rotary factors")
+    norms = (param.take(run_dim, "a norm's weights"), param.take(run_dim, "a norm's weights"))
+    run_head = run_words(spec.head_dim, 4, config)
+    rope = param.take((m - 1) * head + max(head, run_head) if spec.rope_theta is not None else 0, "rotary factors")
+    heads = spec.heads + spec.kv_heads
+    head_norms = param.take((heads - 1) * head + max(head, run_head) if spec.qk_norm else 0, "norms of the heads")
     key_scales = param.take(kv * w_t_bytes(t, config), "key scales")
     value_scales = param.take(kv * w_t_bytes(t, config), "value scales")
     tile_words = c // lanes
     widest = ceil_div(max(total_heads * head * lanes, spec.ffn, spec.dim, spec.vocab), c)
-    chunk = min(config.acc_rows // m, (param.size - param.top) // (2 * tile_words), widest)
+    chunk = min(config.acc_rows // (m * parts), (param.size - param.top) // (2 * tile_words), widest)
+    has_bias = spec.qkv_bias or spec.ffn_bias
+    if has_bias:
+        chunk = min(chunk, (row.size - row.top) // (2 * tile_words))
     chunk = min(chunk, tiling.chunk_tiles or chunk)
     if chunk < 1:
         raise InputError(f"a block of {m} rows leaves no room for a matrix product's columns")
     scales = (param.take(chunk * tile_words, "scales"), param.take(chunk * tile_words, "scales"))
+    size = chunk * tile_words if has_bias else 0
+    biases = (row.take(size, "biases"), row.take(size, "biases"))
 
     sizes = {
         "x": m, "rms": m, "sx": m, "sh": m, "so": m,
         "sq": m * (spec.heads + spec.kv_heads), "sv": m * spec.kv_heads,
-        "max": m * hc, "sum": m * hc, "sp": m * hc,
+        "max": m * hc, "sum": m * hc, "sp": m * hc, "best": m,
     }  # fmt: skip
     if spec.heads + spec.kv_heads > 255:
         raise InputError(f"heads + kv_heads must be at most 255, not {spec.heads + spec.kv_heads}")
     stats = {name: stat.take(size, "row statistics") for name, size in sizes.items()}
     return Plan(
         m, t, chunk, kv, head, x, normed, qkv, heads_out, scores, hidden, act_x, act_q, act_p, act_o, act_h,
-        norms, scales, rope, key_scales, value_scales, stats,
+        norms, scales, biases, rope, head_norms, key_scales, value_scales, stats,
     )  # fmt: skip
 
 
