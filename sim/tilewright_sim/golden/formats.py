@@ -92,6 +92,13 @@ def quantise(x: ArrayLike) -> NDArray[np.int8]:
     return np.minimum(np.maximum(q, -127.0), 127.0).astype(np.int8)
 
 
+def quantise16(x: ArrayLike) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """Return the high part q >> 7 and the low part q & 127 of q = min(16383, max(-16383, f2i(x)))."""
+    q = np.rint(np.asarray(x, dtype=np.float64))
+    q = np.minimum(np.maximum(q, -16383.0), 16383.0).astype(np.int16)
+    return (q >> 7).astype(np.int8), (q & 127).astype(np.int8)
+
+
 def bf16(x: ArrayLike) -> Floats:
     """Return RNE to an 8-bit significand, saturating to the largest such F24."""
     return _limit(_significand(np.asarray(x, dtype=np.float64), _MAGIC_BF16), _MAX_BF16)

@@ -46,7 +46,7 @@ def systolic_array(a: ArrayLike, w: ArrayLike) -> NDArray[np.int32]:
             raise InputError(f"{name} must be int8, not {x.dtype}")
     if a.ndim < 2 or w.ndim < 2 or a.shape[-1] != w.shape[-2]:
         raise InputError(f"shapes {a.shape} and {w.shape} cannot be multiplied")
-    return integer_product(a, w.astype(np.float32)).astype(np.int32)
+    return integer_product(a, w).astype(np.int32)
 
 
 def dequantise(acc: ArrayLike, row_scale: ArrayLike, column_scale: ArrayLike) -> Floats:

@@ -23,7 +23,8 @@ from tilewright_hw.arch.registers import ErrorCode
 from tilewright_sim.golden.hazards import HazardError, HazardFault, Hazards
 from tilewright_sim.golden.matrix import MatmulStep
 from tilewright_sim.golden.memory import Memory
-from tilewright_sim.golden.state import Buffers, Fault, Region, StoreFifo, TileFifo
+from tilewright_sim.golden.state import Buffers, Fault, Region, StoreFifo
+from tilewright_sim.golden.tiles import TileFifo
 from tilewright_sim.golden.transfer import LoadStep, StoreStep, check_aligned, check_memory
 from tilewright_sim.golden.vector import VectorStep
 
@@ -75,8 +76,7 @@ class Machine:
 
     def clear(self) -> None:
         """Empty the FIFOs, as a reset does."""
-        slot = self.config.col_slot
-        self.fifos = {"weight": TileFifo(slot), "stream": TileFifo(slot)}
+        self.fifos = {"weight": TileFifo(), "stream": TileFifo()}
         self.store = StoreFifo()
         self.taken: list[tuple[int, bool]] = []
         self._plans.clear()
@@ -89,7 +89,6 @@ class Machine:
 
     def overwrite(self, start: int, end: int) -> None:
         """Prepare for bytes `start` to `end` being written: nothing may go on using them as they were."""
-        self.memory.written(start, end)
         for fifo in self.fifos.values():
             fifo.protect(start, end, self.memory.bytes)
 

@@ -18,11 +18,49 @@ Mask = NDArray[np.bool_] | None
 _LAST: Axis = (-1,)
 
 
-def max_reduction(x: Floats, valid: Mask = None, axis: Axis = _LAST) -> Floats:
-    """Return the maximum; +0 of no elements."""
+def max_reduction(x: Floats, valid: Mask = None, axis: Axis = _LAST, before: Floats | None = None) -> Floats:
+    """Return the maximum, of `before` too if it is given; +0 of no elements."""
     y = x if valid is None else np.where(valid, x, -np.inf)
     most: Floats = y.max(axis=axis, keepdims=True)
+    if before is not None:
+        return np.maximum(most, before)
     return most if valid is None else np.where(most == -np.inf, 0.0, most)
+
+
+def argmax_reduction(
+    x: Floats,
+    first: int,
+    valid: Mask = None,
+    axis: Axis = _LAST,
+    before: tuple[Floats, NDArray[np.uint32]] | None = None,
+) -> tuple[Floats, NDArray[np.uint32]]:
+    """Return the maximum and the index of its first element, modulo 2^24; (+0, first) of no elements.
+
+    Element 0 of the last axis has the index `first`. `before` is the maximum and the index of earlier elements.
+    """
+    most = max_reduction(x, valid, axis)
+    has = (x == most) if valid is None else (x == most) & valid
+    n = x.shape[-1]
+    flat = has.reshape(*has.shape[: has.ndim - len(axis)], -1)
+    index = (flat.argmax(axis=-1).reshape(most.shape) % n + first) & 0xFFFFFF
+    index = np.where(flat.any(axis=-1).reshape(most.shape), index, first).astype(np.uint32)
+    if before is None:
+        return most, index
+    some = np.broadcast_to(valid, x.shape).any(axis=axis, keepdims=True) if valid is not None else np.True_
+    greater = (most > before[0]) & some
+    return np.where(greater, most, before[0]), np.where(greater, index, before[1])
+
+
+def var_reduction(x: Floats, largest: Floats, const1: Floats, const2: Floats) -> tuple[Floats, Floats]:
+    """Return r = rsqrt(variance + const2) and -mean * r of whole rows; const1 is 1/n."""
+    n, aligned = x.shape[-1], align(x, largest).astype(np.int64)
+    total = aligned.sum(axis=-1, keepdims=True)
+    spread = n * (aligned * aligned).sum(axis=-1, keepdims=True) - total * total
+    shift = formats.exponent(largest) - 15
+    variance = mul(mul(np.where(largest == 0, 0.0, formats.scale2(formats.i2f(spread), 2 * shift)), const1), const1)
+    r = tables.rsqrt(add(variance, const2))
+    mean = mul(np.where(largest == 0, 0.0, formats.scale2(formats.i2f(total), shift)), const1)
+    return r, mul(-mean, r)
 
 
 def absmax_reduction(x: Floats, axis: Axis = _LAST) -> Floats:

@@ -1,4 +1,4 @@
-"""What the machine holds: its buffers, strided regions of them, and the FIFOs."""
+"""What the machine holds: its buffers, strided regions of them, and the store stream."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from numpy.typing import NDArray
 
 from tilewright_hw.arch import AcceleratorConfig
 from tilewright_hw.arch.registers import ErrorCode
+from tilewright_sim.golden.formats import store_fp32
+
+TABLE_WORDS = 512
+"""Segments of the function TABLE."""
+_BOX = np.uint64(0x7FF8000000000000)
 
 
 class Fault(Exception):
@@ -29,7 +34,7 @@ class Region:
     Parameters
     ----------
     name : str
-        Buffer: `act`, `row`, `param`, `acc0`, `acc1`, `stat` or `memory`.
+        Buffer: `act`, `row`, `param`, `acc0`, `acc1`, `stat`, `table` or `memory`.
     start : int
         First word.
     loops : tuple of (count, stride)
@@ -100,6 +105,18 @@ class Region:
         )
 
 
+def boxed(index: NDArray[Any]) -> NDArray[np.float64]:
+    """Return integers of 24 bits, which are no F24, as quiet NaNs whose payloads they are."""
+    return (index.astype(np.uint64) | _BOX).view(np.float64)
+
+
+def field_bits(b: NDArray[np.float64]) -> NDArray[np.uint32]:
+    """Return the 24 bits of fields b: of an F24, or of an integer that is `boxed`."""
+    index = np.isnan(b)
+    raw = np.ascontiguousarray(b).view(np.uint64) & np.uint64(0xFFFFFF)
+    return np.where(index, raw.astype(np.uint32), store_fp32(np.where(index, 0.0, b)) >> np.uint32(8))
+
+
 class Buffers:
     """The machine's buffers; the first axis of each counts words.
 
@@ -113,7 +130,9 @@ class Buffers:
     act : int8 (act_words, R)
     row, param : float64 (words, L), F24 values
     acc0, acc1 : int32 (acc_rows, C), the two banks
-    stat : float64 (stat_entries, 2), fields a and b
+    stat : float64 (stat_entries, 2), fields a and b; an index in field b is held as `boxed` says
+    table : uint32 (512, 1), the segments of the function TABLE
+    shifts : list of int, its input and its output shift
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -123,8 +142,10 @@ class Buffers:
         self.acc0 = np.zeros((config.acc_rows, config.cols), np.int32)
         self.acc1 = np.zeros((config.acc_rows, config.cols), np.int32)
         self.stat = np.zeros((config.stat_entries, 2))
+        self.table = np.zeros((TABLE_WORDS, 1), np.uint32)
+        self.shifts = [0, 0]
 
-    NAMES = ("act", "row", "param", "acc0", "acc1", "stat")
+    NAMES = ("act", "row", "param", "acc0", "acc1", "stat", "table")
 
     def array(self, name: str) -> NDArray[Any]:
         """Return a buffer by its name."""
@@ -146,78 +167,6 @@ def put(view: NDArray[Any], values: NDArray[Any], region: Region) -> None:
         return
     for index in np.ndindex(view.shape[:-1]):
         view[index] = values[index]
-
-
-@dataclass
-class Piece:
-    """Consecutive rows of tiles in a FIFO: still in memory at `address`, or copied to `data` (rows, slot).
-
-    `source` is the index of the instruction that pushed them.
-    """
-
-    address: int
-    rows: int
-    source: int
-    data: NDArray[np.int8] | None = None
-    last: bool = True
-    """Whether nothing of what the same instruction pushed comes after it."""
-
-
-class TileFifo:
-    """Rows of weight tiles, in order.
-
-    Tiles that lie in one piece of memory are not copied before they are used, so that the weights of a layer can be
-    recognised; `protect` copies those that are about to be overwritten.
-
-    Parameters
-    ----------
-    slot : int
-        Bytes in memory of one row.
-    """
-
-    def __init__(self, slot: int) -> None:
-        self.slot = slot
-        self.pieces: deque[Piece] = deque()
-        self.rows = 0
-
-    def push(self, piece: Piece) -> None:
-        """Append rows."""
-        self.pieces.append(piece)
-        self.rows += piece.rows
-
-    def pop(self, rows: int) -> list[Piece]:
-        """Take rows from the front; Fault if there are too few."""
-        if rows > self.rows:
-            raise Fault(f"{rows} rows of tiles are asked of a FIFO that holds {self.rows}")
-        self.rows -= rows
-        taken = []
-        while rows:
-            piece = self.pieces[0]
-            if piece.rows <= rows:
-                taken.append(self.pieces.popleft())
-                rows -= piece.rows
-                continue
-            taken.append(self._split(piece, rows))
-            rows = 0
-        return taken
-
-    def _split(self, piece: Piece, rows: int) -> Piece:
-        """Take the first rows of the front piece."""
-        if piece.data is not None:
-            front = Piece(0, rows, piece.source, piece.data[:rows], last=False)
-            self.pieces[0] = Piece(0, piece.rows - rows, piece.source, piece.data[rows:])
-            return front
-        front = Piece(piece.address, rows, piece.source, last=False)
-        self.pieces[0] = Piece(piece.address + rows * self.slot, piece.rows - rows, piece.source)
-        return front
-
-    def protect(self, start: int, end: int, memory: NDArray[np.uint8]) -> None:
-        """Copy what waits in memory from `start` to `end`, before it is overwritten."""
-        for piece in self.pieces:
-            size = piece.rows * self.slot
-            if piece.data is None and piece.address < end and start < piece.address + size:
-                raw = memory[piece.address : piece.address + size]
-                piece.data = raw.view(np.int8).reshape(piece.rows, self.slot).copy()
 
 
 @dataclass

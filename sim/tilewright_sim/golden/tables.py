@@ -1,4 +1,4 @@
-"""The table functions: recip, rsqrt, exp2 and sigmoid (docs/numerics.md, "Table functions").
+"""The table functions: recip, rsqrt, exp2, sigmoid and a loaded one (docs/numerics.md, "Table functions").
 
 Table entries are computed in integers, or in decimal arithmetic of 60 digits, never by a libm. What each function does
 to a fraction is worked out once, in integers, for every fraction there is; a call looks it up and sets the exponent.
@@ -133,6 +133,15 @@ def sigmoid(x: ArrayLike) -> Floats:
     u = np.rint(np.multiply(x, 2048.0))
     u = np.minimum(np.maximum(u, -32768.0), 32767.0)
     return _sigmoid_values()[(u + 32768.0).astype(np.int64)]
+
+
+def table(x: ArrayLike, words: NDArray[np.uint32], input_shift: int, output_shift: int) -> Floats:
+    """Return the function whose 512 segments are `words`, with shifts a and b."""
+    u = np.rint(np.ldexp(np.asarray(x, dtype=np.float64), input_shift - 8))
+    u = (np.minimum(np.maximum(u, -32768.0), 32767.0) + 32768.0).astype(np.int64)
+    word = words.view(np.int32)[u >> 7].astype(np.int64)
+    start, rise = word >> 12, ((word & 0xFFF) ^ 0x800) - 0x800
+    return formats.scale2(formats.i2f(start + ((rise * (u & 127) + 64) >> 7)), -output_shift)
 
 
 def _fraction(x: Floats) -> Ints:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright_hw.arch.isa import LoadDest, LoadFormat, Op
+from tilewright_hw.arch.isa import LoadDest, LoadFormat, Op, WeightFormat
 from tilewright_hw.arch.registers import ErrorCode
 from tilewright_sim.golden import formats
-from tilewright_sim.golden.state import Fault, Piece, Region, put
+from tilewright_sim.golden.state import TABLE_WORDS, Fault, Region, put
+from tilewright_sim.golden.tiles import NibbleRows, Piece, PlainRows, StoredRows, TransposedRows
 
 if TYPE_CHECKING:
     from tilewright_sim.golden.machine import Fields, Machine
@@ -39,15 +40,45 @@ class LoadStep:
         self.reads, self.writes = [self.memory], list[Region]()
         self.source = self.memory.view(machine.memory.bytes)  # (runs, bytes), or both in one
         self.dest = LoadDest.STREAM if op is Op.WEIGHT else LoadDest(f["dest"])
-        self.pushes = self.dest is LoadDest.STREAM
-        if self.pushes:
+        if f["transpose"] and self.dest is not LoadDest.STREAM:
+            raise Fault(f"transpose goes with dest STREAM, not {self.dest.name}")
+        if self.dest is LoadDest.STREAM:
             self.fifo = machine.fifos["weight" if op is Op.WEIGHT else "stream"]
-            check_aligned(f["bytes"], machine.config.col_slot, "bytes of tiles")
+            self.tiles = self._tiles(machine, f, op)
             return
         loops = ((self.runs, f["dst_stride"]),)
-        self.dst = Region(self.dest.name.lower(), f["dst"], loops, self._run_words(machine, f))
+        if self.dest is LoadDest.TABLE:
+            self.dst = self._table(f)
+        else:
+            self.dst = Region(self.dest.name.lower(), f["dst"], loops, self._run_words(machine, f))
         self.writes.append(machine.buffers.check(self.dst, "what is loaded"))
         self.into = self.dst.view(machine.buffers.array(self.dst.name))  # (runs, words * width)
+
+    def _tiles(self, machine: Machine, f: Fields, op: Op) -> StoredRows:
+        """Return the tiles that are pushed, checked."""
+        config = machine.config
+        if op is Op.WEIGHT and f["format"] == WeightFormat.INT4:
+            rows = f["rows"]
+            if not rows or rows % config.rows:
+                raise Fault(f"rows of a run must be whole tiles of {config.rows} rows, not {rows}")
+            if f["bytes"] != NibbleRows.run_bytes(config, rows):
+                raise Fault(
+                    f"a run of {rows} int4 rows takes {NibbleRows.run_bytes(config, rows)} bytes, not {f['bytes']}"
+                )
+            runs = Region("memory", self.memory.start, ((self.runs, f["stride"]),), f["bytes"])
+            return NibbleRows(runs, config, rows)
+        if f["transpose"]:
+            check_aligned(f["bytes"], config.transposed_tile_bytes, "bytes of transposed tiles")
+            return TransposedRows(self.memory, config)
+        check_aligned(f["bytes"], config.col_slot, "bytes of tiles")
+        return PlainRows(self.memory, config)
+
+    def _table(self, f: Fields) -> Region:
+        """Return the whole table, and keep its shifts: the output shift is signed."""
+        if f["bytes"] * self.runs != 4 * TABLE_WORDS:
+            raise Fault(f"a table is {4 * TABLE_WORDS} bytes, not {f['bytes'] * self.runs}")
+        self.shifts = [f["dst"] & 31, ((f["dst"] >> 8 & 255) ^ 128) - 128]
+        return Region("table", 0, (), TABLE_WORDS)
 
     def _check_source(self, machine: Machine, f: Fields) -> Region:
         """Return the bytes read; in one piece where they are, so that weights that stay can be recognised."""
@@ -79,23 +110,17 @@ class LoadStep:
 
     def __call__(self, machine: Machine) -> None:
         """Execute."""
-        if self.pushes:
-            self._push(machine)
+        if self.dest is LoadDest.STREAM:
+            self.fifo.push(Piece(self.tiles, 0, self.tiles.rows, machine.index))
+        elif self.dest is LoadDest.TABLE:
+            self.into[...] = np.ascontiguousarray(self.source).view(np.uint32).reshape(-1)
+            machine.buffers.shifts[:] = self.shifts
         elif self.dest is LoadDest.ACT:
             slots = self.source.reshape(self.runs, -1, machine.config.row_slot)
             words = slots[..., : machine.config.rows].view(np.int8)
             put(self.into, words.reshape(self.runs, -1), self.dst)
         else:
             put(self.into, self._floats(), self.dst)
-
-    def _push(self, machine: Machine) -> None:
-        slot = self.fifo.slot
-        rows = self.source.size // slot
-        if self.source.shape[0] == 1:
-            self.fifo.push(Piece(self.memory.start, rows, machine.index))
-            return
-        data = self.source.copy().view(np.int8).reshape(rows, slot)
-        self.fifo.push(Piece(0, rows, machine.index, data))
 
     def _floats(self) -> NDArray[np.float64]:
         """Return the elements as F24, each run filled up with zeros to whole words."""

@@ -14,13 +14,15 @@ from tilewright_sim.golden.functions import rotate
 from tilewright_sim.golden.reductions import (
     Mask,
     absmax_reduction,
+    argmax_reduction,
     expsum_reduction,
     max_reduction,
     qscale_reduction,
     sum_reduction,
     sumsq_reduction,
+    var_reduction,
 )
-from tilewright_sim.golden.state import Fault, Region, StoreRows, put
+from tilewright_sim.golden.state import TABLE_WORDS, Fault, Region, StoreRows, boxed, field_bits, put
 
 if TYPE_CHECKING:
     from tilewright_sim.golden.machine import Fields, Machine
@@ -31,7 +33,12 @@ _ELEMENTS = {
     Dest.STORE_BF16: Element.BF16,
     Dest.STORE_RAW: Element.FP32,
 }
-_READS_STAT = (Reduce.SUMSQ, Reduce.SUM)
+_ALIGNED = (Reduce.SUMSQ, Reduce.SUM, Reduce.VAR)
+"""Reductions of integers aligned to field a of the source entry."""
+_MERGED = (Reduce.MAX, Reduce.ARGMAX)
+"""Reductions that may begin with the source entry."""
+VAR_N = 32767
+"""The longest row of VAR."""
 
 
 class VectorStep:
@@ -47,13 +54,16 @@ class VectorStep:
         self.add, self.func, self.mul = Add(f["add"]), Func(f["func"]), Mul(f["mul"])
         self.reduce, self.dest = Reduce(f["reduce"]), Dest(f["dest"])
         self.param, self.outer, self.scale16 = f["param"], f["reduce_outer"], bool(f["scale16"])
+        self.wide, self.merge = f["wide"], f["merge"]
+        self.first_index = f["const1"] >> 8
         self.const1 = formats.load_fp32(np.uint32(f["const1"]))
         self.const2 = formats.load_bf16(np.uint16(f["const2"]))
-        self.lanes, self.cols = config.lanes, config.cols
-        self._check()
-        self.reads, self.writes = list[Region](), list[Region]()
+        self.lanes, self.cols, self.rows = config.lanes, config.cols, config.rows
+        self._check_operands()
         limits = np.minimum(f["limit"] + np.arange(self.m) * f["causal"], self.n)
         self.limits = limits
+        self._check_results()
+        self.reads, self.writes = list[Region](), list[Region]()
         self.valid: Mask = None  # (m, 1, n); None: all
         if limits[0] < self.n and self.dest is not Dest.STORE_RAW:
             self.valid = (np.arange(self.n) < limits[:, None])[:, None, :]
@@ -61,8 +71,8 @@ class VectorStep:
         self._lay_out_results(machine, f)
         self._check_overlaps()
 
-    def _check(self) -> None:
-        """Fault on combinations that the machine does not have."""
+    def _check_operands(self) -> None:
+        """Fault on combinations of operands that the machine does not have."""
         row2 = (self.add is Add.ROW) + (self.mul is Mul.ROW)
         if row2 and self.source is Source.ROW:
             raise Fault("the second operand needs the row buffer's port, which A uses")
@@ -70,15 +80,30 @@ class VectorStep:
             raise Fault("the adder and the last multiplier cannot both take the second operand")
         if self.source is Source.STAT and self.n != 1:
             raise Fault(f"n must be 1 where A is STAT, not {self.n}")
-        if self.func is Func.TABLE:
-            raise Fault("func TABLE is reserved")
+        if self.wide and self.source is not Source.ACC:
+            raise Fault(f"wide joins accumulators: A must be ACC, not {self.source.name}")
         if self.add is Add.ROTATE and (self.scale or self.param):
             raise Fault("ROTATE replaces both multipliers: scale and param must be 0")
         if self.add is Add.ROTATE and self.n % 2:
             raise Fault(f"n must be even for ROTATE, not {self.n}")
-        plain = (self.scale, self.param, self.add, self.func, self.mul, self.reduce)
-        if self.dest is Dest.STORE_RAW and (self.source is not Source.ACC or any(plain)):
-            raise Fault("STORE_RAW takes A from ACC and does nothing else")
+        takers = bool(self.param) + (self.add in (Add.PARAM, Add.ROTATE)) + (self.mul is Mul.PARAM)
+        if takers > 1:
+            raise Fault("only one of param, add and mul can take the parameter")
+
+    def _check_results(self) -> None:
+        """Fault on reductions and destinations that the machine does not have."""
+        plain = (self.scale, self.param, self.add, self.func, self.mul, self.reduce, self.wide, self.merge)
+        if self.dest is Dest.STORE_RAW and (self.source is Source.ROW or any(plain)):
+            raise Fault("STORE_RAW takes A from ACC or STAT and does nothing else")
+        if self.merge and self.reduce not in _MERGED:
+            raise Fault(f"merge goes with MAX and ARGMAX, not {self.reduce.name}")
+        if self.reduce is Reduce.VAR:
+            if self.outer:
+                raise Fault("VAR cannot reduce_outer")
+            if self.n > VAR_N:
+                raise Fault(f"n must be at most {VAR_N} for VAR, not {self.n}")
+            if self.limits[0] < self.n:
+                raise Fault(f"every element must be valid for VAR: limit is {self.limits[0]}, n {self.n}")
 
     def _rows(self, machine: Machine, name: str, f: Fields, field: str, words: int, what: str) -> Region:
         """Return the region of rows of `words` words that fields x, x_m and x_h describe."""
@@ -95,31 +120,37 @@ class VectorStep:
             cols = machine.config.cols
             groups = (-(-self.n // cols), f["src_n"])
             loops = ((self.m, f["src_m"]), (self.h, f["src_h"]), groups)
-            acc = Region(f"acc{f['bank']}", f["src"], loops, 1)
+            acc = Region(f"acc{f['bank']}", f["src"], loops, 2 if self.wide else 1)
             self.a = self._read(machine, machine.buffers.check(acc, "A"))
         elif self.source is Source.ROW:
             self.a = self._read(machine, self._rows(machine, "row", f, "src", words, "A"))
         if self.add is Add.ROW or self.mul is Mul.ROW:
             row = self._rows(machine, "row", f, "row", words, "the second operand")
             self.row2 = self._read(machine, row)[..., : self.n]
-        if self.param or self.add is Add.ROTATE:
+        if self.param or self.add in (Add.ROTATE, Add.PARAM) or self.mul is Mul.PARAM:
             par = self._rows(machine, "param", f, "par", words, "the parameters")
             self.par = self._read(machine, par)[..., : self.n]
-        uses_stat = self.source is Source.STAT or self.scale in (Scale.STAT_A, Scale.STAT_B)
-        if uses_stat or self.add is Add.NEG_STAT_A:
+        if self.func is Func.TABLE:
+            self.segments = self._read(machine, Region("table", 0, (), TABLE_WORDS))
+            self.shifts = machine.buffers.shifts
+        self._lay_out_statistics(machine, f)
+
+    def _lay_out_statistics(self, machine: Machine, f: Fields) -> None:
+        self.uses_b = self.source is Source.STAT or self.scale is Scale.STAT_B or self.add is Add.STAT_B
+        if self.uses_b or self.scale is Scale.STAT_A or self.add is Add.NEG_STAT_A:
             self.stat = self._read(machine, self._rows(machine, "stat", f, "stat", 1, "statistics"))
-        if self.reduce in _READS_STAT:
+        if self.reduce in _ALIGNED or self.merge:
             # One entry for all inner rows where they are reduced together: that of inner row 0.
             per_row = ((self.m, f["stat_m"]), (1 if self.outer else self.h, f["stat_h"]))
-            entry = machine.buffers.check(Region("stat", f["stat"], per_row, 1), "statistics")
-            self.largest = self._read(machine, entry)[..., :1]  # (m, h, 1)
+            region = machine.buffers.check(Region("stat", f["stat"], per_row, 1), "statistics")
+            self.entry = self._read(machine, region)  # (m, h, 2)
 
     def _lay_out_results(self, machine: Machine, f: Fields) -> None:
         self.into: NDArray[Any] | None = None
-        if self.dest in (Dest.ROW, Dest.ACT):
-            name = self.dest.name.lower()
-            width = machine.config.rows if self.dest is Dest.ACT else self.lanes
-            self.dst = self._rows(machine, name, f, "dst", -(-self.n // width), "the destination")
+        if self.dest in (Dest.ROW, Dest.ACT, Dest.ACT16):
+            name, width = ("row", self.lanes) if self.dest is Dest.ROW else ("act", machine.config.rows)
+            words = -(-self.n // width) * (2 if self.dest is Dest.ACT16 else 1)
+            self.dst = self._rows(machine, name, f, "dst", words, "the destination")
             self.writes.append(self.dst)
             self.into = self.dst.view(machine.buffers.array(name))
         if self.reduce:
@@ -158,8 +189,11 @@ class VectorStep:
     def __call__(self, machine: Machine) -> None:
         """Execute."""
         if self.dest is Dest.STORE_RAW:
-            self._push(machine, self.a.reshape(self.m, self.h, -1)[..., : self.n])
+            raw = field_bits(self.stat[..., 1:]) if self.source is Source.STAT else self._accumulators()
+            self._push(machine, raw)
             return
+        if self.uses_b and np.isnan(self.stat[..., 1]).any():
+            raise Fault("field b of the statistics holds an index of ARGMAX, which is no F24")
         y = self._elements()  # (m, h, n)
         if self.reduce:
             a, b = self._reduction(y)
@@ -169,12 +203,20 @@ class VectorStep:
             result[..., :1], result[..., 1:] = a, b
             put(self.entries, result, self.red)
 
+    def _accumulators(self) -> NDArray[Any]:
+        """Return the integers of ACC, (m, h, n)."""
+        if not self.wide:
+            return self.a.reshape(self.m, self.h, -1)[..., : self.n]
+        pair = self.a.reshape(self.m, self.h, -1, 2, self.cols)
+        joined = pair[..., 0, :] * 128.0 + pair[..., 1, :]
+        return joined.reshape(self.m, self.h, -1)[..., : self.n]
+
     def _elements(self) -> Floats:
         """Return x5."""
         if self.source is Source.STAT:
             x = self.stat[..., 1:]
         elif self.source is Source.ACC:
-            x = formats.i2f(self.a.reshape(self.m, self.h, -1)[..., : self.n])
+            x = formats.i2f(self._accumulators())
         else:
             x = self.a[..., : self.n]
         if self.scale is Scale.CONST:
@@ -184,28 +226,41 @@ class VectorStep:
             x = mul(x, self.stat[..., field : field + 1])
         if self.param:
             x = mul(x, self.par)
-        if self.add is Add.ROTATE:
-            x = rotate(x, self.par)
-        elif self.add is Add.ROW:
-            x = add(x, self.row2)
-        elif self.add is Add.NEG_STAT_A:
-            x = add(x, -self.stat[..., :1])
+        x = self._added(x)
         y = x
         if self.func is Func.EXP2:
             y = tables.exp2(x)
         elif self.func is Func.SIGMOID:
             y = tables.sigmoid(x)
+        elif self.func is Func.TABLE:
+            y = tables.table(x, self.segments, *self.shifts)
         if self.mul is Mul.SELF:
             y = mul(y, x)
-        elif self.mul is Mul.ROW:
-            y = mul(y, self.row2)
+        elif self.mul:
+            y = mul(y, self.row2 if self.mul is Mul.ROW else self.par)
         return y if self.valid is None else np.where(self.valid, y, 0.0)
+
+    def _added(self, x: Floats) -> Floats:
+        """Return x3."""
+        if self.add is Add.ROTATE:
+            return rotate(x, self.par)
+        if self.add is Add.ROW:
+            return add(x, self.row2)
+        if self.add is Add.PARAM:
+            return add(x, self.par)
+        if self.add is Add.NEG_STAT_A:
+            return add(x, -self.stat[..., :1])
+        return add(x, self.stat[..., 1:]) if self.add is Add.STAT_B else x
 
     def _reduction(self, y: Floats) -> tuple[Any, Any]:
         """Return fields a and b of the statistics entries, (m, h, 1) or (m, 1, 1)."""
         axis = (1, 2) if self.outer else (2,)
         if self.reduce is Reduce.MAX:
-            return max_reduction(y, self.valid, axis), 0.0
+            return max_reduction(y, self.valid, axis, self.entry[..., :1] if self.merge else None), 0.0
+        if self.reduce is Reduce.ARGMAX:
+            before = (self.entry[..., :1], field_bits(self.entry[..., 1:])) if self.merge else None
+            most, index = argmax_reduction(y, self.first_index, self.valid, axis, before)
+            return most, boxed(index)
         if self.reduce is Reduce.ABSMAX:
             return absmax_reduction(y, axis), 0.0
         if self.reduce is Reduce.QSCALE:
@@ -213,16 +268,19 @@ class VectorStep:
         if self.reduce is Reduce.EXPSUM:
             return expsum_reduction(y, axis), 0.0
         self._check_largest(y)
+        largest = self.entry[..., :1]
         if self.reduce is Reduce.SUM:
-            return sum_reduction(y, self.largest, self.const1, axis), 0.0
-        return sumsq_reduction(y, self.largest, self.const1, self.const2, axis), 0.0
+            return sum_reduction(y, largest, self.const1, axis), 0.0
+        if self.reduce is Reduce.VAR:
+            return var_reduction(y, largest, self.const1, self.const2)
+        return sumsq_reduction(y, largest, self.const1, self.const2, axis), 0.0
 
     def _check_largest(self, y: Floats) -> None:
         """Fault if an element's exponent is above that of what should be the row's absolute maximum."""
-        above = formats.exponent(y) > formats.exponent(self.largest)
+        above = formats.exponent(y) > formats.exponent(self.entry[..., :1])
         if above.any():
             m, h, i = (int(at) for at in np.unravel_index(above.argmax(), above.shape))
-            largest = self.largest[m, 0 if self.outer else h, 0]
+            largest = self.entry[m, 0 if self.outer else h, 0]
             raise Fault(
                 f"{self.reduce.name}: element {i} of row ({m}, {h}) is {y[m, h, i]}, beyond the exponent of "
                 f"what should be the row's absolute maximum, {largest}"
@@ -239,8 +297,16 @@ class VectorStep:
         elif self.dest is Dest.STORE_INT8:
             self._push(machine, formats.quantise(y))
         elif self.into is not None:
-            values: NDArray[Any] = y if self.dest is Dest.ROW else formats.quantise(y)
-            put(self.into, _padded(values, self.into.shape[-1]), self.dst)
+            put(self.into, self._words(y, self.into.shape[-1]), self.dst)
+
+    def _words(self, y: Floats, width: int) -> NDArray[Any]:
+        """Return what a buffer is to hold, (m, h, width)."""
+        if self.dest is Dest.ROW:
+            return _padded(y, width)
+        if self.dest is Dest.ACT:
+            return _padded(formats.quantise(y), width)
+        parts = [_padded(part, width // 2).reshape(self.m, self.h, -1, self.rows) for part in formats.quantise16(y)]
+        return np.stack(parts, axis=3).reshape(self.m, self.h, width)
 
     def _push(self, machine: Machine, values: NDArray[Any]) -> None:
         """Append rows to the store stream, each filled up to whole words."""
