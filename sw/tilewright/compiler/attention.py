@@ -80,7 +80,7 @@ class AttentionBlock(NormBlock):
             self.normalise_x(f"layers.{layer}.attn_norm")
 
     @property
-    def _width(self) -> int:
+    def _qkv_width(self) -> int:
         """Words of a row of queries, keys and values."""
         return (self.spec.heads + 2 * self.spec.kv_heads) * self.plan.head_words
 
@@ -99,7 +99,7 @@ class AttentionBlock(NormBlock):
             bias = self.bias(matrix, first, tiles)
             acc = self.product(matrix, self.plan.act_x, first, tiles)
             self.dequantise(
-                acc, first, tiles, matrix.shape.n, scales, "sx", part, self._width, comment="queries, keys, values",
+                acc, first, tiles, matrix.shape.n, scales, "sx", part, self._qkv_width, comment="queries, keys, values",
                 **bias,
             )  # fmt: skip
 
@@ -108,7 +108,7 @@ class AttentionBlock(NormBlock):
         hw = self.plan.head_words
         return {
             "n": self.spec.head_dim, "m": self.m, "h": heads, "source": Source.ROW,
-            "src": self.plan.qkv.start + head * hw, "src_m": self._width, "src_h": hw,
+            "src": self.plan.qkv.start + head * hw, "src_m": self._qkv_width, "src_h": hw,
         }  # fmt: skip
 
     def _in_place(self, head: int, heads: int) -> Operands:

@@ -24,7 +24,7 @@ class EmbeddingBlock(NormBlock):
         if has_positions(self.spec):
             self._add_positions()
         else:
-            self._finish(0, self.m, {})
+            self._scale_and_add(0, self.m, {})
         if self.spec.embedding_norm:
             self.normalise_x("embedding_norm")
         elif self.spec.norm_after:
@@ -55,9 +55,9 @@ class EmbeddingBlock(NormBlock):
                 slot.part(0, (rows - 1) * self.w_dim + run), rows, self.image.dim_row, self.w_dim, LoadFormat.FP32,
                 "positions",
             )  # fmt: skip
-            self._finish(first, rows, {"add": Add.PARAM, "par": slot.start, "par_m": self.w_dim}, [slot])
+            self._scale_and_add(first, rows, {"add": Add.PARAM, "par": slot.start, "par_m": self.w_dim}, [slot])
 
-    def _finish(self, first: int, rows: int, added: Operands, reads: Sequence[Region] = ()) -> None:
+    def _scale_and_add(self, first: int, rows: int, added: Operands, reads: Sequence[Region] = ()) -> None:
         """Scale some rows of x and add to them, and record their absolute maxima."""
         x, scale = self.plan.x, self.spec.embedding_scale
         start = x.start + first * self.w_dim

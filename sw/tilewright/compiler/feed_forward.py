@@ -56,7 +56,7 @@ class FeedForwardBlock(NormBlock):
             self.normalise_x(f"layers.{layer}.ffn_norm")
 
     @property
-    def _width(self) -> int:
+    def _hidden_width(self) -> int:
         return ceil_div(self.spec.ffn, self.config.lanes)
 
     def _pass(self, matrix: Matrix, first: int, tiles: int, comment: str, **operands: object) -> None:
@@ -66,7 +66,7 @@ class FeedForwardBlock(NormBlock):
         acc = self.product(matrix, self.plan.act_x, first, tiles)
         reads = [*operands.pop("reads", ()), *bias.pop("reads", ())]  # type: ignore[misc]
         self.dequantise(
-            acc, first, tiles, self.spec.ffn, scales, "sx", self.plan.hidden, self._width, comment=comment,
+            acc, first, tiles, self.spec.ffn, scales, "sx", self.plan.hidden, self._hidden_width, comment=comment,
             reads=reads, **bias, **operands,
         )  # fmt: skip
 
@@ -79,4 +79,4 @@ class FeedForwardBlock(NormBlock):
     def _times_gate(self, first: int) -> Operands:
         hidden = self.plan.hidden
         offset = first * self.config.cols // self.config.lanes
-        return {"reads": [hidden], "mul": Mul.ROW, "row": hidden.start + offset, "row_m": self._width}
+        return {"reads": [hidden], "mul": Mul.ROW, "row": hidden.start + offset, "row_m": self._hidden_width}

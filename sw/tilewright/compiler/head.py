@@ -54,7 +54,7 @@ class HeadBlock(NormBlock):
         )
 
     def hidden(self, row: int, rows: int, at_row: int) -> None:
-        """Final norm of all rows; `rows` rows from `row` on are stored as float32 from row `at_row` of the logits on."""
+        """Final norm of all rows; `rows` of them from `row` on are stored as float32, from row `at_row` of the logits on."""
         plan, image = self.plan, self.image
         source = plan.x
         if self.spec.final_norm:
