@@ -77,10 +77,19 @@ def as_stored(ckpt: Checkpoint, formats: Formats) -> Checkpoint:
         if formats.of(matrix) == "int8":
             q, s = quantise_int8(w)
             return q * s[:, None]
-        q, g, s = quantise_int4(w)
-        return q * np.repeat(g, 32, axis=1)[:, : w.shape[1]] * s[:, None]
+        if last != "wo":
+            return four_bits(w)
+        # In four bits a head's channels are padded to 16 of the inputs.
+        heads = w.reshape(len(w), -1, ckpt.spec.head_dim)
+        padded = np.pad(heads, ((0, 0), (0, 0), (0, -ckpt.spec.head_dim % 16)))
+        return four_bits(padded.reshape(len(w), -1)).reshape(padded.shape)[..., : heads.shape[2]].reshape(w.shape)
 
     return Checkpoint(ckpt.spec, read, ckpt.name)
+
+
+def four_bits(w: NDArray[np.float32]) -> NDArray[np.float32]:
+    q, g, s = quantise_int4(w)
+    return np.asarray(q * np.repeat(g, 32, axis=1)[:, : w.shape[1]] * s[:, None])
 
 
 def run(

@@ -67,6 +67,7 @@ class AttentionBlock(NormBlock):
         plan, spec = self.plan, self.spec
         wo = self.image.matrices[f"layers.{layer}.wo"]
         self.add_bias(wo)
+        self._clear_padding()
         fused = plan.kv_chunk >= spec.kv_heads and self._uniform
         for first in range(0, spec.kv_heads, plan.kv_chunk):
             yield from self._attend(layer, first, min(plan.kv_chunk, spec.kv_heads - first), fused)
@@ -78,6 +79,19 @@ class AttentionBlock(NormBlock):
         self.add_product(wo, plan.act_o, "so", "x += attention")
         if spec.norm_after:
             self.normalise_x(f"layers.{layer}.attn_norm")
+
+    def _clear_padding(self) -> None:
+        """Write zeros to the words between the heads' outputs: four-bit weights leave some."""
+        plan, spec = self.plan, self.spec
+        used = ceil_div(spec.head_dim, self.config.lanes)
+        if used == plan.head_words:
+            return
+        start, n = plan.heads_out.start + used, (plan.head_words - used) * self.config.lanes
+        loops: Operands = {"_m": spec.heads * plan.head_words, "_h": plan.head_words}
+        self.vector(
+            [], [plan.heads_out], comment="zeros", n=n, m=self.m, h=spec.heads, limit=0, source=Source.ROW, src=start,
+            dest=Dest.ROW, dst=start, **{f"{to}{loop}": s for to in ("src", "dst") for loop, s in loops.items()},
+        )  # fmt: skip
 
     @property
     def _qkv_width(self) -> int:
