@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from tilewright.compiler.block import INT8, Operands, when
 from tilewright.compiler.emit import Region, Value
@@ -23,6 +23,52 @@ from tilewright_hw.arch.isa import (
     Scale,
     Source,
 )
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """Query heads of one pass: `group` of each of `kv` KV heads."""
+
+    kv_first: int
+    kv: int
+    first: int
+    """The first query head."""
+    group: int
+
+    @property
+    def count(self) -> int:
+        """How many query heads they are."""
+        return self.kv * self.group
+
+
+@dataclass(frozen=True)
+class _View:
+    """Loops of an instruction over the heads of a pass, from `first` on.
+
+    The inner loop goes from head to head by `step`, and by `kv_step` KV heads; the outer one over the rows, or, with
+    `over_heads`, from head to head.
+    """
+
+    first: int
+    m: int
+    h: int
+    over_heads: bool
+    step: int
+    kv_step: int
+
+    def loops(self, heads: int, **words: int) -> Operands:
+        """Return the loops, and the operands by which src and dst walk rows of `heads` times so many words."""
+        operands: Operands = {"m": self.m, "h": self.h}
+        for name, size in words.items():
+            operands |= {f"{name}_m": size if self.over_heads else heads * size, f"{name}_h": self.step * size}
+        return operands
+
+    def stats(self, which: str, name: str, first: int, heads: int) -> Operands:
+        """Return the operands of statistics with an entry for each of `heads` heads of a row."""
+        return {
+            which: name, f"{which}_offset": first + self.first, f"{which}_m": 1 if self.over_heads else heads,
+            f"{which}_h": self.step,
+        }  # fmt: skip
 
 
 class AttentionBlock(NormBlock):
@@ -68,11 +114,10 @@ class AttentionBlock(NormBlock):
         wo = self.image.matrices[f"layers.{layer}.wo"]
         self.add_bias(wo)
         self._clear_padding()
-        fused = plan.kv_chunk >= spec.kv_heads and self._uniform
-        for first in range(0, spec.kv_heads, plan.kv_chunk):
-            yield from self._attend(layer, first, min(plan.kv_chunk, spec.kv_heads - first), fused)
+        for heads in self._passes():
+            yield from self._attend(layer, heads)
         n = spec.heads * plan.head_words * self.config.lanes
-        if not fused:
+        if not self._scales_fused:
             self.row_scale(plan.heads_out, n, "so")
         self.quantise(plan.heads_out, n, plan.act_o, "so")
         yield
@@ -97,11 +142,6 @@ class AttentionBlock(NormBlock):
     def _qkv_width(self) -> int:
         """Words of a row of queries, keys and values."""
         return (self.spec.heads + 2 * self.spec.kv_heads) * self.plan.head_words
-
-    @property
-    def _uniform(self) -> bool:
-        """Whether the accumulators of all heads' outputs are equally far apart."""
-        return self.spec.group == 1 or self.image.value_tiles == 1
 
     def _project(self, name: str, head: int) -> None:
         """Rows in act_x -> queries, keys, values, from head `head` of their rows on."""
@@ -233,116 +273,127 @@ class AttentionBlock(NormBlock):
             transpose=transpose, **address(part.start),
         )  # fmt: skip
 
-    def _attend(self, layer: int, g0: int, kv: int, fused: bool) -> Iterator[None]:
-        """Attention of KV heads g0..g0+kv-1 and their query heads; fused: with the scales of the outputs."""
-        plan, spec, config, image, at = self.plan, self.spec, self.config, self.image, self.at
-        group, m = spec.group, self.m
-        hc = kv * group
-        parts = self.parts
-        acc_rows = group * m * parts
-        head_k = ceil_div(spec.head_dim, config.rows)
-        head_words = head_k * parts
-        w_t, k_t = (
-            plan.scores.size // (m * plan.kv_chunk * group),
-            plan.act_p.size // (m * plan.kv_chunk * group),
-        )
-        ws = w_t_bytes(plan.t, config)
-
+    def _attend(self, layer: int, heads: _Heads) -> Iterator[None]:
+        """Attention of some query heads."""
+        plan, image, at = self.plan, self.image, self.at
+        g0, kv, group = heads.kv_first, heads.kv, heads.group
+        ws = w_t_bytes(plan.t, self.config)
+        w_t, k_t = (r.size // (self.m * plan.kv_chunk * plan.group_chunk) for r in (plan.scores, plan.act_p))
         self._load_scales(image.key_scales[layer], g0, kv, plan.key_scales, ws)
         self._load_scales(image.value_scales[layer], g0, kv, plan.value_scales, ws)
         self._load_cache(image.keys[layer], g0 * image.key_head, kv, image.key_head, at["key_bytes"], 1)
-        scores = Region(f"acc{self.e.bank}", 0, config.acc_rows)
-        self.e.emit(
-            Op.MATMUL, [plan.act_q], [scores], "scores", stream=1, bank=self.e.bank, k=head_k, n=at["key_tiles"],
-            groups=kv, act=plan.act_q.start + g0 * group * head_words, act_group=group * head_words, rows_outer=group,
-            act_outer=head_words, rows_inner=m, act_inner=spec.heads * head_words, pair=parts - 1,
-        )  # fmt: skip
-        self.e.bank ^= 1
-        qk = spec.heads + spec.kv_heads
-        stride = at["score_stride"]
-        for j, outer in self._group_loops():
-            # With one row, the group's heads are the outer loop; else one instruction for each of them.
+        scores = self._score(heads)
+        start = plan.scores.start
+        in_place: Operands = {"source": Source.ROW, "dest": Dest.ROW}
+        for view in self._views(heads):
+            # A register of the tiles' number says how far apart KV heads are; it shares its word with src_m.
+            stride: Operands = {"src_m": self.parts, "src_h": self.m * self.parts}
+            if kv > 1:
+                known = at["score_stride"]
+                stride = {"src_m": self.parts, "src_h": known.constant}
+                if known.register is not None:
+                    stride = {"src_m": replace(known, constant=self.parts)}
             self.vector(
-                [scores, plan.key_scales], [plan.scores], stat="sq", stat_offset=g0 * group + j, red="max",
-                red_offset=j, comment="scores", n=at["keys"], m=group if outer else m, h=kv, source=Source.ACC,
-                bank=int(scores.space[-1]), src=j * m * parts, src_n=acc_rows, wide=parts - 1,
-                src_m=replace(stride, constant=parts) if stride.register is not None else parts,
-                **({} if stride.register is not None else {"src_h": stride.constant}),
-                scale=Scale.STAT_B, stat_m=1 if outer else qk, stat_h=group, param=1, par=plan.key_scales.start,
-                par_h=ws, **self._mask(outer), reduce=Reduce.MAX, red_m=1 if outer else hc, red_h=group,
-                dest=Dest.ROW, dst=plan.scores.start + j * w_t, dst_m=w_t if outer else hc * w_t,
-                dst_h=group * w_t,
+                [scores, plan.key_scales], [plan.scores], comment="scores", n=at["keys"], source=Source.ACC,
+                bank=int(scores.space[-1]), src=view.first * self.m * self.parts,
+                src_n=group * self.m * self.parts, wide=self.parts - 1, **stride, scale=Scale.STAT_B, param=1,
+                par=plan.key_scales.start, par_h=view.kv_step * ws, reduce=Reduce.MAX, dest=Dest.ROW,
+                dst=start + view.first * w_t, **view.loops(heads.count, dst=w_t), **self._mask(view.over_heads),
+                **view.stats("stat", "sq", heads.first, self.spec.heads + self.spec.kv_heads),
+                **view.stats("red", "max", 0, heads.count),
             )  # fmt: skip
-        rows: Operands = {
-            "source": Source.ROW,
-            "src": plan.scores.start,
-            "dest": Dest.ROW,
-            "dst": plan.scores.start,
-        }
-        flat: Operands = {"m": m, "h": hc, "src_m": hc * w_t, "src_h": w_t, "dst_m": hc * w_t, "dst_h": w_t}
-        by_head: Operands = {"stat_m": hc, "stat_h": 1}
+        every = _View(0, self.m, heads.count, False, 1, 0)
         self.vector(
-            [plan.scores], [plan.scores], stat="max", red="sum", comment="2 ** (score - max)", n=at["keys"],
-            **rows, **flat, **by_head, **self._mask(False), red_m=hc, red_h=1, add=Add.NEG_STAT_A, func=Func.EXP2,
-            reduce=Reduce.EXPSUM,
+            [plan.scores], [plan.scores], comment="2 ** (score - max)", n=at["keys"], **in_place, src=start, dst=start,
+            **every.loops(heads.count, src=w_t, dst=w_t), **every.stats("stat", "max", 0, heads.count), **every.stats("red", "sum", 0, heads.count),
+            **self._mask(False), add=Add.NEG_STAT_A, func=Func.EXP2, reduce=Reduce.EXPSUM,
         )  # fmt: skip
-        for j, outer in self._group_loops():
-            outer_words, inner_words = (w_t if outer else hc * w_t), group * w_t
+        for view in self._views(heads):
+            first = start + view.first * w_t
             self.vector(
-                [plan.scores, plan.value_scales], [plan.scores], stat="sum", stat_offset=j, red="sp", red_offset=j,
-                comment="probabilities, times the value scales", n=at["keys"], m=group if outer else m, h=kv,
-                **rows | {"src": plan.scores.start + j * w_t, "dst": plan.scores.start + j * w_t},
-                src_m=outer_words, src_h=inner_words, dst_m=outer_words, dst_h=inner_words, scale=Scale.STAT_A,
-                stat_m=1 if outer else hc, stat_h=group, param=1, par=plan.value_scales.start, par_h=ws,
-                **self._mask(outer), reduce=Reduce.QSCALE, red_m=1 if outer else hc, red_h=group,
+                [plan.scores, plan.value_scales], [plan.scores], comment="probabilities, times the value scales",
+                n=at["keys"], **in_place, src=first, dst=first,
+                **view.loops(heads.count, src=w_t, dst=w_t), scale=Scale.STAT_A, param=1, par=plan.value_scales.start,
+                par_h=view.kv_step * ws, **self._mask(view.over_heads), reduce=Reduce.QSCALE,
+                **view.stats("stat", "sum", 0, heads.count), **view.stats("red", "sp", 0, heads.count),
             )  # fmt: skip
         self.vector(
-            [plan.scores], [plan.act_p], stat="sp", comment="quantise probabilities", n=at["keys"],
-            **flat | {"dst_m": hc * k_t, "dst_h": k_t}, **by_head, **self._mask(False), source=Source.ROW,
-            src=plan.scores.start, scale=Scale.STAT_A, dest=self.act_dest, dst=plan.act_p.start,
+            [plan.scores], [plan.act_p], comment="quantise probabilities", n=at["keys"], source=Source.ROW, src=start,
+            **every.loops(heads.count, src=w_t, dst=k_t), **every.stats("stat", "sp", 0, heads.count),
+            **self._mask(False), scale=Scale.STAT_A, dest=self.act_dest, dst=plan.act_p.start,
         )  # fmt: skip
         yield
-        self._weigh_values(layer, g0, kv, k_t, fused)
+        self._weigh_values(layer, heads, k_t)
 
-    def _weigh_values(self, layer: int, g0: int, kv: int, k_t: int, fused: bool) -> None:
-        """Probabilities times values, into heads_out."""
-        plan, spec, config, image = self.plan, self.spec, self.config, self.image
-        group, m, hc = spec.group, self.m, kv * spec.group
+    def _score(self, heads: _Heads) -> Region:
+        """Queries times keys; returns the accumulators."""
+        words = ceil_div(self.spec.head_dim, self.config.rows) * self.parts
+        scores = Region(f"acc{self.e.bank}", 0, self.config.acc_rows)
+        self.e.emit(
+            Op.MATMUL, [self.plan.act_q], [scores], "scores", stream=1, bank=self.e.bank, k=words // self.parts,
+            n=self.at["key_tiles"], groups=heads.kv, act=self.plan.act_q.start + heads.first * words,
+            act_group=heads.group * words, rows_outer=heads.group, act_outer=words, rows_inner=self.m,
+            act_inner=self.spec.heads * words, pair=self.parts - 1,
+        )  # fmt: skip
+        self.e.bank ^= 1
+        return scores
+
+    def _weigh_values(self, layer: int, heads: _Heads, k_t: int) -> None:
+        """Probabilities times values, into heads_out; with the rows' scales if these are all heads."""
+        plan, config, image, m, parts = self.plan, self.config, self.image, self.m, self.parts
+        kv, group, tiles, hw = heads.kv, heads.group, image.value_tiles, plan.head_words
         self._load_cache(
             image.values[layer],
-            g0 * image.value_head,
-            kv * image.value_tiles,
+            heads.kv_first * image.value_head,
+            kv * tiles,
             image.value_run,
             self.at["value_bytes"],
         )
         acc = Region(f"acc{self.e.bank}", 0, config.acc_rows)
         self.e.emit(
             Op.MATMUL, [plan.act_p], [acc], "probabilities times values", stream=1, bank=self.e.bank,
-            k=self.at["value_tiles"], n=image.value_tiles, groups=kv, act=plan.act_p.start, act_group=group * k_t,
-            rows_outer=group, act_outer=k_t, rows_inner=m, act_inner=hc * k_t, pair=self.parts - 1,
+            k=self.at["value_tiles"], n=tiles, groups=kv, act=plan.act_p.start, act_group=group * k_t,
+            rows_outer=group, act_outer=k_t, rows_inner=m, act_inner=heads.count * k_t, pair=parts - 1,
         )  # fmt: skip
         self.e.bank ^= 1
-        hw, parts, tiles = plan.head_words, self.parts, image.value_tiles
-        width = spec.heads * hw
-        output: Operands = {
-            "comment": "attention output", "n": spec.head_dim, "source": Source.ACC, "bank": int(acc.space[-1]),
-            "src_n": group * m * parts, "wide": parts - 1, "scale": Scale.STAT_B, "dest": Dest.ROW,
-        }  # fmt: skip
-        if self._uniform:
+        fused = self._scales_fused
+        # Where the accumulators of all heads are equally far apart, one instruction does.
+        views = [_View(0, m, heads.count, False, 1, 0)] if self._uniform(heads) else self._views(heads)
+        for view in views:
+            step = tiles * group if view.kv_step or group == 1 else 1
             self.vector(
-                [acc], [plan.heads_out], stat="sp", **output, m=m, h=hc, src_m=parts,
-                src_h=(tiles if group == 1 else 1) * m * parts, stat_m=hc, stat_h=1,
-                dst=plan.heads_out.start + g0 * group * hw, dst_m=width, dst_h=hw,
+                [acc], [plan.heads_out], comment="attention output", n=self.spec.head_dim, source=Source.ACC,
+                bank=int(acc.space[-1]), src=view.first * m * parts, src_m=parts, src_h=step * m * parts,
+                src_n=group * m * parts, wide=parts - 1, scale=Scale.STAT_B, dest=Dest.ROW,
+                dst=plan.heads_out.start + (heads.first + view.first) * hw,
+                **view.loops(self.spec.heads, dst=hw), **view.stats("stat", "sp", 0, heads.count),
                 **when(fused, red="so", reduce=Reduce.QSCALE, reduce_outer=1),
             )  # fmt: skip
-            return
-        for j, outer in self._group_loops():
-            self.vector(
-                [acc], [plan.heads_out], stat="sp", stat_offset=j, **output, m=group if outer else m, h=kv,
-                src=j * m * parts, src_m=parts, src_h=tiles * group * m * parts,
-                stat_m=1 if outer else hc, stat_h=group,
-                dst=plan.heads_out.start + (g0 * group + j) * hw, dst_m=hw if outer else width, dst_h=group * hw,
-            )  # fmt: skip
+
+    @property
+    def _scales_fused(self) -> bool:
+        """Whether one instruction makes the outputs of all heads, and so their rows' scales."""
+        passes = list(self._passes())
+        return len(passes) == 1 and self._uniform(passes[0])
+
+    def _uniform(self, heads: _Heads) -> bool:
+        return heads.group == 1 or heads.kv == 1 or self.image.value_tiles == 1
+
+    def _passes(self) -> Iterator[_Heads]:
+        """Cut the query heads into passes: some KV heads with all of their group, or part of one's group."""
+        plan, spec = self.plan, self.spec
+        for kv in range(0, spec.kv_heads, plan.kv_chunk):
+            for j in range(0, spec.group, plan.group_chunk):
+                group = min(plan.group_chunk, spec.group - j)
+                yield _Heads(kv, min(plan.kv_chunk, spec.kv_heads - kv), kv * spec.group + j, group)
+
+    def _views(self, heads: _Heads) -> list[_View]:
+        """Return the loops over rows and heads of a pass, where an instruction has two of them."""
+        if heads.kv == 1:
+            return [_View(0, self.m, heads.group, False, 1, 0)]
+        if self.m == 1:
+            return [_View(0, heads.group, heads.kv, True, heads.group, 1)]
+        return [_View(j, self.m, heads.kv, False, heads.group, 1) for j in range(heads.group)]
 
     def _load_scales(self, memory: Region, g0: int, kv: int, dst: Region, words: int) -> None:
         stride = self.image.scale_head
@@ -351,15 +402,9 @@ class AttentionBlock(NormBlock):
             stride, words, LoadFormat.BF16, "cache scales",
         )  # fmt: skip
 
-    def _group_loops(self) -> list[tuple[int, bool]]:
-        """(first head of a KV head's group, whether the outer loop runs over the group)."""
-        if self.m == 1:
-            return [(0, True)]
-        return [(j, False) for j in range(self.spec.group)]
-
-    def _mask(self, outer: bool) -> Operands:
+    def _mask(self, over_heads: bool) -> Operands:
         """Causal mask of rows m; a single row sees all keys."""
-        if outer or self.m == 1 or not self.spec.causal:
+        if over_heads or self.m == 1 or not self.spec.causal:
             return {}
         assert self.at.first is not None
         return {"limit": self.at.first + 1, "causal": 1}

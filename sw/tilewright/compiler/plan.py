@@ -11,6 +11,8 @@ from tilewright.formats import DEFAULT, Formats
 from tilewright.model import LlamaSpec
 from tilewright_hw.arch import AcceleratorConfig, InputError
 
+FEW_TILES = 16
+"""A pass of attention over several KV heads is not worth shorter passes of all matrix products than this."""
 MAX_LANES = 16
 """Lanes of the widest vector unit."""
 MAX_BLOCK = 64
@@ -76,6 +78,7 @@ class Plan:
     t: int
     chunk_tiles: int
     kv_chunk: int
+    group_chunk: int
     head_words: int
     x: Region
     normed: Region
@@ -140,17 +143,26 @@ def _make_plan(
     formats: Formats,
 ) -> Plan:  # fmt: skip
     """Plan one block in what is left of the buffers, of which `share` blocks still want a part."""
-    for kv in range(min(tiling.kv_heads or spec.kv_heads, spec.kv_heads), 0, -1):
+    for kv, group in _head_cuts(spec, tiling):
         trial = {name: Space(name, space.part(share), space.top) for name, space in spaces.items()}
         try:
-            plan = _place(spec, config, m, t, kv, tiling, trial, formats)
+            plan = _place(spec, config, m, t, kv, group, tiling, trial, formats)
             for name, space in trial.items():
                 spaces[name].top = space.top
             return plan
         except InputError:
-            if kv == 1:
+            if kv == group == 1:
                 raise
     raise AssertionError("unreachable")
+
+
+def _head_cuts(spec: LlamaSpec, tiling: Tiling) -> list[tuple[int, int]]:
+    """Return (KV heads, query heads of each) of one pass of attention, the largest first.
+
+    Part of one KV head's group costs another reading of its keys and values.
+    """
+    whole = [(kv, spec.group) for kv in range(min(tiling.kv_heads or spec.kv_heads, spec.kv_heads), 0, -1)]
+    return whole + [(1, group) for group in range(spec.group - 1, 0, -1)]
 
 
 def largest_block(
@@ -179,20 +191,20 @@ def _bisect(low: int, high: int, good: Callable[[int], bool]) -> int:
 
 
 def _place(
-    spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, kv: int, tiling: Tiling, spaces: dict[str, Space],
-    formats: Formats,
+    spec: LlamaSpec, config: AcceleratorConfig, m: int, t: int, kv: int, group: int, tiling: Tiling,
+    spaces: dict[str, Space], formats: Formats,
 ) -> Plan:  # fmt: skip
     lanes, r, c = config.lanes, config.rows, config.cols
     head = padded_head(spec, config, formats) // lanes
     parts = formats.parts
     total_heads = spec.heads + 2 * spec.kv_heads
     w_dim, w_ffn, w_t = (ceil_div(v, lanes) for v in (spec.dim, spec.ffn, t))
-    hc = kv * spec.group
+    hc = kv * group
 
-    acc = kv * spec.group * m * parts * max(ceil_div(t, c), ceil_div(spec.head_dim, c))
+    acc = hc * m * parts * max(ceil_div(t, c), ceil_div(spec.head_dim, c))
     if acc > config.acc_rows:
         raise InputError(
-            f"{t} keys of one KV head for {m} rows need {acc} accumulator rows; acc_rows is {config.acc_rows}"
+            f"{t} keys of {hc} heads for {m} rows need {acc} accumulator rows; acc_rows is {config.acc_rows}"
         )
 
     row, act, param, stat = (spaces[name] for name in ("row", "act", "param", "stat"))
@@ -227,14 +239,20 @@ def _place(
     widest = ceil_div(max(total_heads * head * lanes, spec.ffn, spec.dim, spec.vocab), c)
     chunk = min(config.acc_rows // (m * parts), (param.size - param.top) // (2 * tile_words), widest)
     has_bias = spec.qkv_bias or spec.ffn_bias
+    late = Space("row", row.size, row.top)
     if has_bias:
-        chunk = min(chunk, (row.size - row.top) // (2 * tile_words))
+        # Attention's scores and output are dead where biases are added.
+        late = Space("row", row.size, max(qkv.end, hidden.end))
+        chunk = min(chunk, (late.size - late.top) // (2 * tile_words))
     chunk = min(chunk, tiling.chunk_tiles or chunk)
+    if kv > 1 and chunk < min(FEW_TILES, widest, config.acc_rows // (m * parts), tiling.chunk_tiles or FEW_TILES):
+        raise InputError(f"{kv} KV heads leave too little room for a matrix product's columns")
     if chunk < 1:
         raise InputError(f"a block of {m} rows leaves no room for a matrix product's columns")
     scales = (param.take(chunk * tile_words, "scales"), param.take(chunk * tile_words, "scales"))
     size = chunk * tile_words if has_bias else 0
-    biases = (row.take(size, "biases"), row.take(size, "biases"))
+    biases = (late.take(size, "biases"), late.take(size, "biases"))
+    row.top = max(row.top, late.top)
 
     sizes = {
         "x": m, "rms": m, "sx": m, "sh": m, "so": m,
@@ -245,7 +263,7 @@ def _place(
         raise InputError(f"heads + kv_heads must be at most 255, not {spec.heads + spec.kv_heads}")
     stats = {name: stat.take(size, "row statistics") for name, size in sizes.items()}
     return Plan(
-        m, t, chunk, kv, head, x, normed, qkv, heads_out, scores, hidden, act_x, act_q, act_p, act_o, act_h,
+        m, t, chunk, kv, group, head, x, normed, qkv, heads_out, scores, hidden, act_x, act_q, act_p, act_o, act_h,
         norms, scales, biases, rope, head_norms, key_scales, value_scales, stats,
     )  # fmt: skip
 
