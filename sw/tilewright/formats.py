@@ -2,8 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from tilewright_hw.arch import InputError
+
+WEIGHTS = ("int8", "int4")
+"""Formats of weights."""
+ACTIVATIONS = (8, 16)
+"""Bits of quantised rows; 16 stands for a pair of int8, 15 bits of value."""
+KV = ("int8",)
+"""Formats of the KV cache."""
+GROUP = 32
+"""Inputs that share a group scale of int4 weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formats:
+    """Number formats of a model on the accelerator.
+
+    Parameters
+    ----------
+    weights : {"int8", "int4"}
+        Of all matrices.
+    activations : {8, 16}
+        Bits of what is multiplied by a matrix, of queries and of probabilities.
+    kv : {"int8"}
+        Of the KV cache.
+    overrides : mapping of str to str
+        Weight formats of single matrices: a pattern of names (`*`, `?` and `[...]` as in a shell; `layers.0.w_down`,
+        `classifier`) to a format. The last pattern that matches counts. Queries, keys and values are one matrix,
+        `layers.N.qkv`.
+    """
+
+    weights: str = "int8"
+    activations: int = 8
+    kv: str = "int8"
+    overrides: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, known in (("weights", WEIGHTS), ("activations", ACTIVATIONS), ("kv", KV)):
+            value = getattr(self, name)
+            if value not in known or isinstance(value, bool):
+                raise InputError(f"{name} must be {' or '.join(str(k) for k in known)}, not {value!r}")
+        for pattern, value in self.overrides.items():
+            if value not in WEIGHTS:
+                raise InputError(f"the format of {pattern} must be {' or '.join(WEIGHTS)}, not {value!r}")
+
+    def of(self, matrix: str) -> str:
+        """Return the weight format of a matrix."""
+        found = [value for pattern, value in self.overrides.items() if fnmatchcase(matrix, pattern)]
+        return found[-1] if found else self.weights
+
+    @property
+    def parts(self) -> int:
+        """Words of int8 that hold one word of quantised activations."""
+        return 2 if self.activations == 16 else 1
+
+
+DEFAULT = Formats()
+"""8 bits everywhere."""
 
 LARGEST = np.float32(np.ldexp(2.0 - 2.0**-15, 127))
 """Largest finite F24."""
@@ -57,3 +119,20 @@ def quantise_int8(w: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.
     q = np.clip(np.rint(w / safe[:, None]), -127, 127)
     q[s == 0] = 0
     return q.astype(np.int8), s
+
+
+def quantise_int4(w: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.uint8], NDArray[np.float32]]:
+    """Quantise (n, k) weights to four bits: returns q (n, k), g (n, ceil(k / 32)) and F24 scales s (n,).
+
+    w is about s * g * q. Plain rounding: g is the smallest integer with which no q of its group is cut off.
+    """
+    n, k = w.shape
+    padded = np.zeros((n, -(-k // GROUP), GROUP), np.float32)
+    padded.reshape(n, -1)[:, :k] = w
+    largest = np.max(np.abs(padded), axis=2)  # (n, groups)
+    s = f24(largest.max(axis=1) / np.float32(7 * 15))
+    safe = np.where(s > 0, s, np.float32(1.0))[:, None]
+    g = np.clip(np.ceil(largest / (7 * safe) - 1e-6), 1, 15)
+    q = np.clip(np.rint(padded / (safe * g)[:, :, None]), -8, 7)
+    q[s == 0] = 0
+    return np.ascontiguousarray(q.reshape(n, -1)[:, :k]).astype(np.int8), g.astype(np.uint8), s

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.compiler.image import LOGIT_ROWS, ModelImage
+from tilewright.compiler.encoder import EncoderCompiler
+from tilewright.compiler.image import LOGIT_ROWS, ModelImage, Quantiser
 from tilewright.compiler.layout import ceil_div
 from tilewright.compiler.llama import LlamaCompiler
 from tilewright.compiler.plan import Tiling
+from tilewright.formats import DEFAULT, Formats
 from tilewright.model import Checkpoint, Floats
 from tilewright_hw.arch import (
     REGISTERS,
@@ -100,6 +102,10 @@ class Engine:
         Called with (done, total) while weights are quantised and loaded.
     sequences : int
         Sequences that have a cache.
+    formats : Formats
+        Number formats.
+    quantiser : callable, optional
+        Makes the int4 weights; see `ModelImage.write`.
     """
 
     def __init__(
@@ -109,20 +115,25 @@ class Engine:
         tiling: Tiling | None = None,
         progress: Callable[[int, int], None] | None = None,
         sequences: int = 1,
+        formats: Formats = DEFAULT,
+        quantiser: Quantiser | None = None,
     ) -> None:
-        self.spec, self.device, self.tiling = checkpoint.spec, device, tiling or Tiling()
-        self.image = ModelImage(self.spec, device.config, sequences)
+        self.spec, self.device, self.tiling, self.formats = checkpoint.spec, device, tiling or Tiling(), formats
+        self.image = ModelImage(self.spec, device.config, formats, sequences)
         self.compiler = LlamaCompiler(self.image, self.tiling)
-        self._decode = {1: self.compiler.decode()}
+        self.encoder = EncoderCompiler(self.image, self.tiling)
+        self._decode: dict[tuple[int, str], bytes] = {}
         self._programs: dict[tuple[int, int, str], bytes] = {}
+        if self.spec.causal:  # the one program that every text needs: does it fit?
+            self._decoder(1)
         self._loaded = b""
         self.positions = [0] * sequences
-        self.batch = self.compiler.largest_batch()
+        self.batch = self.compiler.largest_batch() if self.spec.causal else 1
         self.counters = Counters()
         device.allocate(self.image.size)
         check_identity(device)
         set_bases(device)
-        self.image.write(checkpoint, device.write_memory, progress)
+        self.image.write(checkpoint, device.write_memory, progress, quantiser)
 
     @property
     def config(self) -> AcceleratorConfig:
@@ -144,19 +155,44 @@ class Engine:
         logits: 'last' gives (vocab,) after the last token, 'all' gives (tokens, vocab).
         InputError on a token outside the vocabulary or past the context.
         """
+        rows = [self._read_logits(m if logits == "all" else 1) for m in self._feed(tokens, logits, sequence)]
+        return np.concatenate(rows) if logits == "all" else rows[-1][0]
+
+    def choose(self, tokens: Sequence[int], sequence: int = 0) -> int:
+        """Run tokens from the current position on; returns the token of the largest logit, the lowest of equal ones.
+
+        The device compares; four bytes are read. Errors as in `feed`.
+        """
+        for _ in self._feed(tokens, "token", sequence):
+            pass
+        return int(self._read_tokens(1)[0])
+
+    def encode(self, tokens: Sequence[int]) -> Floats:
+        """Run a whole text of a model whose rows see all of it; returns its hidden rows, float32 (tokens, dim).
+
+        InputError on a token outside the vocabulary or past the context.
+        """
+        self.reset()
+        self._check(tokens, 0)
+        key = (0, len(tokens), "encode")
+        if key not in self._programs:
+            self._programs[key] = self.encoder.encode(len(tokens))
+        self._run(self.encoder.arguments(tokens), self._programs[key], len(tokens), len(tokens))
+        return self._read_logits(len(tokens))
+
+    def _feed(self, tokens: Sequence[int], logits: str, sequence: int) -> Iterator[int]:
+        """Run tokens, and yield after each program that stored results: the tokens that it ran."""
         self._check(tokens, sequence)
-        rows = []
         done = 0
         while done < len(tokens):
             m = self.compiler.prefill_rows(self.positions[sequence], len(tokens) - done, logits)
             last = done + m == len(tokens)
-            want = "all" if logits == "all" else "last" if last else "none"
+            want = logits if logits == "all" or last else "none"
             self._run_block(tokens[done : done + m], want, sequence)
             if want != "none":
-                rows.append(self._read_logits(m if want == "all" else 1))
+                yield m
             done += m
             self.positions[sequence] += m
-        return np.concatenate(rows) if logits == "all" else rows[-1][0]
 
     def step(self, tokens: Mapping[int, int]) -> dict[int, Floats]:
         """Run the next token of each of some sequences together; returns the logits of each, float32 (vocab,).
@@ -190,8 +226,9 @@ class Engine:
 
     def _run_block(self, tokens: Sequence[int], logits: str, sequence: int) -> None:
         first, m = self.positions[sequence], len(tokens)
-        if m == 1 and logits == "last":
-            arguments, program = self.compiler.decode_arguments([(sequence, first, tokens[0])]), self._decoder(1)
+        if m == 1 and logits in ("last", "token"):
+            arguments = self.compiler.decode_arguments([(sequence, first, tokens[0])])
+            program = self._decoder(1, "all" if logits == "last" else "token")
         else:
             arguments, program = self.compiler.arguments(first, tokens, sequence), self._prefill(first, m, logits)
         self._run(arguments, program, m, first + m)
@@ -201,10 +238,10 @@ class Engine:
         self._load(program)
         self.counters.add(run_program(self.device, self.image.program.start, self._cycle_limit(m, keys)))
 
-    def _decoder(self, rows: int) -> bytes:
-        if rows not in self._decode:
-            self._decode[rows] = self.compiler.decode(rows)
-        return self._decode[rows]
+    def _decoder(self, rows: int, logits: str = "all") -> bytes:
+        if (rows, logits) not in self._decode:
+            self._decode[rows, logits] = self.compiler.decode(rows, logits)
+        return self._decode[rows, logits]
 
     def _prefill(self, first: int, m: int, logits: str) -> bytes:
         key = (first, m, logits)
@@ -226,8 +263,13 @@ class Engine:
         work = beats * ceil_div(m, 4) + self.spec.layers * self.spec.heads * keys * m
         return 10_000_000 + 100 * work
 
+    def _read_tokens(self, rows: int) -> NDArray[np.uint32]:
+        """Return the tokens that the device chose."""
+        raw: NDArray[np.uint8] = self.device.read_memory(self.image.token.start, 4 * rows)
+        return raw.view(np.uint32)
+
     def _read_logits(self, rows: int) -> Floats:
-        assert rows <= LOGIT_ROWS
-        stride = self.image.logits_row
+        assert rows <= LOGIT_ROWS or not self.spec.causal
+        stride, width = self.image.logits_row, self.spec.vocab if self.spec.classifier else self.spec.dim
         raw: NDArray[np.uint8] = self.device.read_memory(self.image.logits.start, rows * stride)
-        return raw.view(np.float32).reshape(rows, stride // 4)[:, : self.spec.vocab].copy()
+        return raw.view(np.float32).reshape(rows, stride // 4)[:, :width].copy()

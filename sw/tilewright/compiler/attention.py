@@ -1,14 +1,16 @@
-"""Attention over the KV cache: rotate, store, scores, softmax, values."""
+"""Attention over the KV cache: project, rotate, store, scores, softmax, values."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from tilewright.compiler.block import Block, Operands
+from tilewright.compiler.block import INT8, Operands, when
 from tilewright.compiler.emit import Region, Value
 from tilewright.compiler.layout import address, ceil_div
-from tilewright.compiler.plan import w_t_bytes
+from tilewright.compiler.norms import NormBlock
+from tilewright.compiler.plan import run_words, w_t_bytes
+from tilewright.formats import bf16_field, f24_bits
 from tilewright_hw.arch.isa import (
     Add,
     Dest,
@@ -23,228 +25,406 @@ from tilewright_hw.arch.isa import (
 )
 
 
-class AttentionBlock(Block):
+@dataclass(frozen=True)
+class _Heads:
+    """Query heads of one pass: `group` of each of `kv` KV heads."""
+
+    kv_first: int
+    kv: int
+    first: int
+    """The first query head."""
+    group: int
+
+    @property
+    def count(self) -> int:
+        """How many query heads they are."""
+        return self.kv * self.group
+
+
+@dataclass(frozen=True)
+class _View:
+    """Loops of an instruction over the heads of a pass, from `first` on.
+
+    The inner loop goes from head to head by `step`, and by `kv_step` KV heads; the outer one over the rows, or, with
+    `over_heads`, from head to head.
+    """
+
+    first: int
+    m: int
+    h: int
+    over_heads: bool
+    step: int
+    kv_step: int
+
+    def loops(self, heads: int, **words: int) -> Operands:
+        """Return the loops, and the operands by which src and dst walk rows of `heads` times so many words."""
+        operands: Operands = {"m": self.m, "h": self.h}
+        for name, size in words.items():
+            operands |= {f"{name}_m": size if self.over_heads else heads * size, f"{name}_h": self.step * size}
+        return operands
+
+    def stats(self, which: str, name: str, first: int, heads: int) -> Operands:
+        """Return the operands of statistics with an entry for each of `heads` heads of a row."""
+        return {
+            which: name, f"{which}_offset": first + self.first, f"{which}_m": 1 if self.over_heads else heads,
+            f"{which}_h": self.step,
+        }  # fmt: skip
+
+
+class AttentionBlock(NormBlock):
     """A block with grouped-query attention."""
 
     def load_rotary_factors(self) -> None:
         """Load the factors of the rows' positions."""
-        self.load_param(
+        if self.spec.rope_theta is None:
+            return
+        self.load(
             self.image.rope, self.at["rope_at"], 4 * self.spec.head_dim, self.plan.rope, self.m, self.image.rope_row,
             self.plan.head_words, LoadFormat.FP32, "rotary factors",
         )  # fmt: skip
 
     def attention(self, layer: int) -> Iterator[None]:
         """Add a layer's attention to the residual stream, phase by phase."""
-        plan, spec = self.plan, self.spec
-        self.normalise(self.image.norms[f"layers.{layer}.attn_norm"])
+        if not self.spec.norm_after:
+            self.normalise(f"layers.{layer}.attn_norm")
         yield
-        matrix = self.image.matrices[f"layers.{layer}.qkv"]
-        width = (spec.heads + 2 * spec.kv_heads) * plan.head_words
-        for first, tiles in self.chunks(matrix):
-            scales = self.scales(matrix, first, tiles)
-            acc = self.product(matrix, plan.act_x, first, tiles)
-            self.dequantise(
-                acc,
-                first,
-                tiles,
-                matrix.shape.n,
-                scales,
-                "sx",
-                plan.qkv,
-                width,
-                comment="queries, keys, values",
-            )
+        self._project(f"layers.{layer}.qkv", 0)
         yield
         yield from self.attend_rows(layer)
-        n = spec.heads * plan.head_words * self.config.lanes
-        self.row_scale(plan.heads_out, n, "so")
-        self.quantise(plan.heads_out, n, plan.act_o, "so")
-        yield
-        self.add_product(self.image.matrices[f"layers.{layer}.wo"], plan.act_o, "so", "x += attention")
+        yield from self._output(layer)
 
     def attend_rows(self, layer: int) -> Iterator[None]:
         """Queries, keys and values -> the attention's output, of all rows."""
-        self.store_keys_values(layer)
+        heads = self.spec.heads + self.spec.kv_heads
+        if self.parts == 1 and not self.spec.qk_norm:
+            self._rotate(0, heads, INT8)
+        else:
+            self._finish_heads(layer, 0, self.spec.heads)
+            self._finish_heads(layer, self.spec.heads, self.spec.kv_heads)
+        self._store_keys_values(layer)
+        self._quantise_queries()
         yield
-        for first in range(0, self.spec.kv_heads, self.plan.kv_chunk):
-            yield from self.attend(layer, first, min(self.plan.kv_chunk, self.spec.kv_heads - first))
+        yield from self._attend_all(layer)
 
-    def store_keys_values(self, layer: int) -> None:
-        """Rotate queries and keys, store keys and values in the cache, and quantise the queries."""
-        plan, spec, image = self.plan, self.spec, self.image
-        width = (spec.heads + 2 * spec.kv_heads) * plan.head_words
-        d, hw, m = spec.head_dim, plan.head_words, self.m
-        qk = spec.heads + spec.kv_heads
-        rows: Operands = {"n": d, "m": m, "source": Source.ROW, "src_m": width, "src_h": hw}
-        base = plan.qkv.start
+    def keys_values(self, layer: int) -> Iterator[None]:
+        """Write a layer's keys and values of the rows in act_x to the cache."""
+        self._project(f"layers.{layer}.kv", self.spec.heads)
+        yield
+        self._finish_heads(layer, self.spec.heads, self.spec.kv_heads)
+        self._store_keys_values(layer)
+
+    def attention_of_queries(self, layer: int) -> Iterator[None]:
+        """Add a layer's attention to the residual stream; the keys and values are in the cache, the rows in act_x."""
+        self._project(f"layers.{layer}.q", 0)
+        yield
+        self._finish_heads(layer, 0, self.spec.heads)
+        self._quantise_queries()
+        yield
+        yield from self._attend_all(layer)
+        yield from self._output(layer)
+
+    def _attend_all(self, layer: int) -> Iterator[None]:
+        """Quantised queries -> the attention's output; their rows are not needed any more."""
+        self._clear_padding()
+        for heads in self._passes():
+            yield from self._attend(layer, heads)
+
+    def _output(self, layer: int) -> Iterator[None]:
+        """Project the attention's output, and add it to the residual stream."""
+        plan, spec = self.plan, self.spec
+        wo = self.image.matrices[f"layers.{layer}.wo"]
+        self.add_bias(wo)
+        n = spec.heads * plan.head_words * self.config.lanes
+        if not self._scales_fused:
+            self.row_scale(plan.heads_out, n, "so")
+        self.quantise(plan.heads_out, n, plan.act_o, "so")
+        yield
+        self.add_product(wo, plan.act_o, "so", "x += attention")
+        if spec.norm_after:
+            self.normalise_x(f"layers.{layer}.attn_norm")
+
+    def _clear_padding(self) -> None:
+        """Write zeros to the words between the heads' outputs: four-bit weights leave some."""
+        plan, spec = self.plan, self.spec
+        used = ceil_div(spec.head_dim, self.config.lanes)
+        if used == plan.head_words:
+            return
+        start, n = plan.heads_out.start + used, (plan.head_words - used) * self.config.lanes
+        loops: Operands = {"_m": spec.heads * plan.head_words, "_h": plan.head_words}
         self.vector(
-            [plan.qkv, plan.rope], [plan.qkv], red="sq", comment="rotate queries and keys", **rows, h=qk, src=base,
-            add=Add.ROTATE, par=plan.rope.start, par_m=hw, reduce=Reduce.QSCALE, scale16=1, red_m=qk, red_h=1,
-            dest=Dest.ROW, dst=base, dst_m=width, dst_h=hw,
+            [], [plan.heads_out], comment="zeros", n=n, m=self.m, h=spec.heads, limit=0, source=Source.ROW, src=start,
+            dest=Dest.ROW, dst=start, **{f"{to}{loop}": s for to in ("src", "dst") for loop, s in loops.items()},
+        )  # fmt: skip
+
+    @property
+    def _qkv_width(self) -> int:
+        """Words of a row of queries, keys and values."""
+        return (self.spec.heads + 2 * self.spec.kv_heads) * self.plan.head_words
+
+    def _project(self, name: str, head: int) -> None:
+        """Rows in act_x -> queries, keys, values, from head `head` of their rows on."""
+        matrix, rows = self.image.matrices[name], self.plan.qkv
+        offset = head * self.plan.head_words
+        part = rows.part(offset, rows.size - offset)
+        for first, tiles in self.chunks(matrix):
+            scales = self.scales(matrix, first, tiles)
+            bias = self.bias(matrix, first, tiles)
+            acc = self.product(matrix, self.plan.act_x, first, tiles)
+            self.dequantise(
+                acc, first, tiles, matrix.shape.n, scales, "sx", part, self._qkv_width, comment="queries, keys, values",
+                **bias,
+            )  # fmt: skip
+
+    def _rows(self, head: int, heads: int) -> Operands:
+        """Return the operands that read some heads of the rows of queries, keys and values."""
+        hw = self.plan.head_words
+        return {
+            "n": self.spec.head_dim, "m": self.m, "h": heads, "source": Source.ROW,
+            "src": self.plan.qkv.start + head * hw, "src_m": self._qkv_width, "src_h": hw,
+        }  # fmt: skip
+
+    def _in_place(self, head: int, heads: int) -> Operands:
+        rows = self._rows(head, heads)
+        return rows | {"dest": Dest.ROW, "dst": rows["src"], "dst_m": rows["src_m"], "dst_h": rows["src_h"]}
+
+    def _head_stats(self, name: str, head: int, which: str = "stat") -> Operands:
+        """Return the operands for the statistics of queries and keys from a head on."""
+        return {
+            which: name, f"{which}_offset": head, f"{which}_m": self.spec.heads + self.spec.kv_heads, f"{which}_h": 1
+        }  # fmt: skip
+
+    def _finish_heads(self, layer: int, head: int, heads: int) -> None:
+        """Norm, rotation and scales of some heads: queries or keys."""
+        if self.spec.qk_norm:
+            self._head_norm(layer, head, heads)
+        self._rotate(head, heads, self.act_quantum if head < self.spec.heads else INT8)
+
+    def _head_norm(self, layer: int, head: int, heads: int) -> None:
+        """RMSNorm of each head."""
+        plan, image, spec = self.plan, self.image, self.spec
+        hw, run = plan.head_words, run_words(spec.head_dim, 4, self.config)
+        weights = plan.head_norms.part(head * hw, (heads - 1) * hw + max(run, hw))
+        row = image.rope_row if head else 0
+        self.load(
+            image.head_norms[layer].part(row, image.rope_row), Value(0), image.rope_row, weights, heads, 0, hw,
+            LoadFormat.FP32, "norms of the heads",
+        )  # fmt: skip
+        of_head, red = self._head_stats("sq", head), self._head_stats("sq", head, "red")
+        rows = self._rows(head, heads)
+        self.vector([plan.qkv], [], comment="absmax of the heads", **rows, **red, reduce=Reduce.ABSMAX)
+        self.vector(
+            [plan.qkv], [], comment="sums of squares of the heads", **rows, **of_head, **red, reduce=Reduce.SUMSQ,
+            const1=f24_bits(1.0 / spec.head_dim), const2=bf16_field(spec.norm_eps),
         )  # fmt: skip
         self.vector(
-            [plan.qkv], [], red="sv", comment="scales of the values", **rows, h=spec.kv_heads, src=base + qk * hw,
-            reduce=Reduce.QSCALE, scale16=1, red_m=spec.kv_heads, red_h=1,
+            [plan.qkv, weights], [plan.qkv], comment="normalise the heads", **self._in_place(head, heads), **of_head,
+            scale=Scale.STAT_A, param=1, par=weights.start, par_h=hw,
         )  # fmt: skip
-        key_src, value_src = base + spec.heads * hw, base + qk * hw
-        keys: Operands = {"stat": "sq", "stat_offset": spec.heads, "stat_m": qk}
-        values: Operands = {"stat": "sv", "stat_offset": 0, "stat_m": spec.kv_heads}
-        self._store_rows(rows, key_src, keys)
+
+    def _rotate(self, head: int, heads: int, quantum: int) -> None:
+        """RoPE, if the model has it, and the scales of some heads."""
+        plan = self.plan
+        scales: Operands = {
+            "reduce": Reduce.QSCALE, "const1": quantum, "scale16": int(quantum == INT8),
+            **self._head_stats("sq", head, "red"),
+        }  # fmt: skip
+        if self.spec.rope_theta is None:
+            self.vector([plan.qkv], [], comment="scales of queries and keys", **self._rows(head, heads), **scales)
+            return
+        self.vector(
+            [plan.qkv, plan.rope], [plan.qkv], comment="rotate queries and keys", **self._in_place(head, heads),
+            **scales, add=Add.ROTATE, par=plan.rope.start, par_m=plan.head_words,
+        )  # fmt: skip
+
+    def _quantise_queries(self) -> None:
+        plan, spec = self.plan, self.spec
+        k = ceil_div(spec.head_dim, self.config.rows) * self.parts
+        self.vector(
+            [plan.qkv], [plan.act_q], comment="quantise queries", **self._rows(0, spec.heads),
+            **self._head_stats("sq", 0), scale=Scale.STAT_A, dest=self.act_dest, dst=plan.act_q.start,
+            dst_m=spec.heads * k, dst_h=k,
+        )  # fmt: skip
+
+    def _store_keys_values(self, layer: int) -> None:
+        plan, spec, image, config = self.plan, self.spec, self.image, self.config
+        d, m, qk = spec.head_dim, self.m, spec.heads + spec.kv_heads
+        self.vector(
+            [plan.qkv], [], red="sv", comment="scales of the values", **self._rows(qk, spec.kv_heads),
+            reduce=Reduce.QSCALE, const1=INT8, scale16=1, red_m=spec.kv_heads, red_h=1,
+        )  # fmt: skip
+        keys = self._head_stats("sq", spec.heads)
+        values: Operands = {"stat": "sv", "stat_offset": 0, "stat_m": spec.kv_heads, "stat_h": 1}
+        self._store_rows(spec.heads, keys)
         first = self.at.first or 0
         self.store(
-            image.keys[layer], self.at["key_at"], n=d, run=1, stride_run=self.config.col_slot, stride_m=1,
-            stride_h=image.key_head, wrap_first=self.config.cols - first % self.config.cols,
-            wrap_period=self.config.cols, wrap_stride=image.key_block - self.config.cols + 1, comment="keys",
+            image.keys[layer], self.at["key_at"], n=d, run=config.rows, stride_run=config.transposed_tile_bytes,
+            stride_m=config.row_slot, stride_h=image.key_head, wrap_first=config.cols - first % config.cols,
+            wrap_period=config.cols, wrap_stride=image.key_block - (config.cols - 1) * config.row_slot, comment="keys",
         )  # fmt: skip
-        self._store_rows(rows, value_src, values)
+        self._store_rows(qk, values)
         self.store(
-            image.values[layer], self.at["value_at"], n=d, run=self.config.cols, stride_run=image.value_run,
-            stride_m=self.config.col_slot, stride_h=image.value_head, comment="values",
+            image.values[layer], self.at["value_at"], n=d, run=config.cols, stride_run=image.value_run,
+            stride_m=config.col_slot, stride_h=image.value_head, comment="values",
         )  # fmt: skip
         for region, stats in ((image.key_scales[layer], keys), (image.value_scales[layer], values)):
             self.vector(
                 [], [], comment="scales to memory", **stats, n=1, m=m, h=spec.kv_heads, source=Source.STAT,
-                stat_h=1, dest=Dest.STORE_BF16,
+                dest=Dest.STORE_BF16,
             )  # fmt: skip
             self.store(
                 region, self.at["scale_at"], n=1, run=1, stride_m=2, stride_h=image.scale_head,
                 element=Element.BF16, comment="scales",
             )  # fmt: skip
-        k = ceil_div(d, self.config.rows)
+
+    def _store_rows(self, head: int, stats: Operands) -> None:
         self.vector(
-            [plan.qkv], [plan.act_q], stat="sq", comment="quantise queries", **rows, h=spec.heads, src=base,
-            stat_m=qk, stat_h=1, scale=Scale.STAT_A, dest=Dest.ACT, dst=plan.act_q.start, dst_m=spec.heads * k,
-            dst_h=k,
+            [self.plan.qkv], [], comment="quantise for the cache", **self._rows(head, self.spec.kv_heads), **stats,
+            scale=Scale.STAT_A, dest=Dest.STORE_INT8,
         )  # fmt: skip
 
-    def _store_rows(self, rows: Operands, src: int, stats: Operands) -> None:
-        self.vector(
-            [self.plan.qkv], [], comment="quantise for the cache", **rows, **stats, h=self.spec.kv_heads, src=src,
-            stat_h=1, scale=Scale.STAT_A, dest=Dest.STORE_INT8,
-        )  # fmt: skip
-
-    def _load_cache(self, region: Region, start: int, count: int, stride: int, size: Value) -> None:
+    def _load_cache(
+        self, region: Region, start: int, count: int, stride: int, size: Value, transpose: int = 0
+    ) -> None:  # fmt: skip
         part = region.part(start, count * stride)
         at = address(part.start)
         self.e.emit(
             Op.LOAD, [part], [], "cached tiles", bytes=size, count=count, stride=stride, dest=LoadDest.STREAM,
-            base=at["base"], offset=Value(at["offset"], self.at["cache"].register),
+            transpose=transpose, base=at["base"], offset=Value(at["offset"], self.at["cache"].register),
         )  # fmt: skip
 
-    def attend(self, layer: int, g0: int, kv: int) -> Iterator[None]:
-        """Attention of KV heads g0..g0+kv-1 and their query heads."""
-        plan, spec, config, image, at = self.plan, self.spec, self.config, self.image, self.at
-        group, m = spec.group, self.m
-        hc = kv * group
-        acc_rows = group * m
-        head_k = ceil_div(spec.head_dim, config.rows)
-        w_t, k_t = (
-            plan.scores.size // (m * plan.kv_chunk * group),
-            plan.act_p.size // (m * plan.kv_chunk * group),
-        )
-        ws = w_t_bytes(plan.t, config)
-
+    def _attend(self, layer: int, heads: _Heads) -> Iterator[None]:
+        """Attention of some query heads."""
+        plan, image, at = self.plan, self.image, self.at
+        g0, kv, group = heads.kv_first, heads.kv, heads.group
+        ws = w_t_bytes(plan.t, self.config)
+        w_t, k_t = (r.size // (self.m * plan.kv_chunk * plan.group_chunk) for r in (plan.scores, plan.act_p))
         self._load_scales(image.key_scales[layer], g0, kv, plan.key_scales, ws)
         self._load_scales(image.value_scales[layer], g0, kv, plan.value_scales, ws)
-        self._load_cache(image.keys[layer], g0 * image.key_head, kv, image.key_head, at["key_bytes"])
-        scores = Region(f"acc{self.e.bank}", 0, config.acc_rows)
-        self.e.emit(
-            Op.MATMUL, [plan.act_q], [scores], "scores", stream=1, bank=self.e.bank, k=head_k, n=at["key_tiles"],
-            groups=kv, act=plan.act_q.start + g0 * group * head_k, act_group=group * head_k, rows_outer=group,
-            act_outer=head_k, rows_inner=m, act_inner=spec.heads * head_k,
-        )  # fmt: skip
-        self.e.bank ^= 1
-        qk = spec.heads + spec.kv_heads
-        stride = at["score_stride"]
-        for j, outer in self._group_loops():
-            # With one row, the group's heads are the outer loop; else one instruction for each of them.
+        self._load_cache(image.keys[layer], g0 * image.key_head, kv, image.key_head, at["key_bytes"], 1)
+        scores = self._score(heads)
+        start = plan.scores.start
+        in_place: Operands = {"source": Source.ROW, "dest": Dest.ROW}
+        for view in self._views(heads):
+            # A register of the tiles' number says how far apart KV heads are; it shares its word with src_m.
+            stride: Operands = {"src_m": self.parts, "src_h": self.m * self.parts}
+            if kv > 1:
+                known = at["score_stride"]
+                stride = {"src_m": self.parts, "src_h": known.constant}
+                if known.register is not None:
+                    stride = {"src_m": replace(known, constant=self.parts)}
             self.vector(
-                [scores, plan.key_scales], [plan.scores], stat="sq", stat_offset=g0 * group + j, red="max",
-                red_offset=j, comment="scores", n=at["keys"], m=group if outer else m, h=kv, source=Source.ACC,
-                bank=int(scores.space[-1]), src=j * m, src_n=acc_rows,
-                src_m=replace(stride, constant=1) if stride.register is not None else 1,
-                **({} if stride.register is not None else {"src_h": stride.constant}),
-                scale=Scale.STAT_B, stat_m=1 if outer else qk, stat_h=group, param=1, par=plan.key_scales.start,
-                par_h=ws, **self._mask(outer), reduce=Reduce.MAX, red_m=1 if outer else hc, red_h=group,
-                dest=Dest.ROW, dst=plan.scores.start + j * w_t, dst_m=w_t if outer else hc * w_t,
-                dst_h=group * w_t,
+                [scores, plan.key_scales], [plan.scores], comment="scores", n=at["keys"], source=Source.ACC,
+                bank=int(scores.space[-1]), src=view.first * self.m * self.parts,
+                src_n=group * self.m * self.parts, wide=self.parts - 1, **stride, scale=Scale.STAT_B, param=1,
+                par=plan.key_scales.start, par_h=view.kv_step * ws, reduce=Reduce.MAX, dest=Dest.ROW,
+                dst=start + view.first * w_t, **view.loops(heads.count, dst=w_t), **self._mask(view.over_heads),
+                **view.stats("stat", "sq", heads.first, self.spec.heads + self.spec.kv_heads),
+                **view.stats("red", "max", 0, heads.count),
             )  # fmt: skip
-        rows: Operands = {
-            "source": Source.ROW,
-            "src": plan.scores.start,
-            "dest": Dest.ROW,
-            "dst": plan.scores.start,
-        }
-        flat: Operands = {"m": m, "h": hc, "src_m": hc * w_t, "src_h": w_t, "dst_m": hc * w_t, "dst_h": w_t}
-        by_head: Operands = {"stat_m": hc, "stat_h": 1}
+        every = _View(0, self.m, heads.count, False, 1, 0)
         self.vector(
-            [plan.scores], [plan.scores], stat="max", red="sum", comment="2 ** (score - max)", n=at["keys"],
-            **rows, **flat, **by_head, **self._mask(False), red_m=hc, red_h=1, add=Add.NEG_STAT_A, func=Func.EXP2,
-            reduce=Reduce.EXPSUM,
+            [plan.scores], [plan.scores], comment="2 ** (score - max)", n=at["keys"], **in_place, src=start, dst=start,
+            **every.loops(heads.count, src=w_t, dst=w_t), **every.stats("stat", "max", 0, heads.count),
+            **every.stats("red", "sum", 0, heads.count),
+            **self._mask(False), add=Add.NEG_STAT_A, func=Func.EXP2, reduce=Reduce.EXPSUM,
         )  # fmt: skip
-        for j, outer in self._group_loops():
-            outer_words, inner_words = (w_t if outer else hc * w_t), group * w_t
+        for view in self._views(heads):
+            first = start + view.first * w_t
             self.vector(
-                [plan.scores, plan.value_scales], [plan.scores], stat="sum", stat_offset=j, red="sp", red_offset=j,
-                comment="probabilities, times the value scales", n=at["keys"], m=group if outer else m, h=kv,
-                **rows | {"src": plan.scores.start + j * w_t, "dst": plan.scores.start + j * w_t},
-                src_m=outer_words, src_h=inner_words, dst_m=outer_words, dst_h=inner_words, scale=Scale.STAT_A,
-                stat_m=1 if outer else hc, stat_h=group, param=1, par=plan.value_scales.start, par_h=ws,
-                **self._mask(outer), reduce=Reduce.QSCALE, red_m=1 if outer else hc, red_h=group,
+                [plan.scores, plan.value_scales], [plan.scores], comment="probabilities, times the value scales",
+                n=at["keys"], **in_place, src=first, dst=first,
+                **view.loops(heads.count, src=w_t, dst=w_t), scale=Scale.STAT_A, param=1, par=plan.value_scales.start,
+                par_h=view.kv_step * ws, **self._mask(view.over_heads), reduce=Reduce.QSCALE,
+                **view.stats("stat", "sum", 0, heads.count), **view.stats("red", "sp", 0, heads.count),
             )  # fmt: skip
         self.vector(
-            [plan.scores], [plan.act_p], stat="sp", comment="quantise probabilities", n=at["keys"],
-            **flat | {"dst_m": hc * k_t, "dst_h": k_t}, **by_head, **self._mask(False), source=Source.ROW,
-            src=plan.scores.start, scale=Scale.STAT_A, dest=Dest.ACT, dst=plan.act_p.start,
+            [plan.scores], [plan.act_p], comment="quantise probabilities", n=at["keys"], source=Source.ROW, src=start,
+            **every.loops(heads.count, src=w_t, dst=k_t), **every.stats("stat", "sp", 0, heads.count),
+            **self._mask(False), scale=Scale.STAT_A, dest=self.act_dest, dst=plan.act_p.start,
         )  # fmt: skip
         yield
-        self._weigh_values(layer, g0, kv, k_t)
+        self._weigh_values(layer, heads, k_t)
 
-    def _weigh_values(self, layer: int, g0: int, kv: int, k_t: int) -> None:
-        """Probabilities times values, into heads_out."""
-        plan, spec, config, image = self.plan, self.spec, self.config, self.image
-        group, m, hc = spec.group, self.m, kv * spec.group
+    def _score(self, heads: _Heads) -> Region:
+        """Queries times keys; returns the accumulators."""
+        words = ceil_div(self.spec.head_dim, self.config.rows) * self.parts
+        scores = Region(f"acc{self.e.bank}", 0, self.config.acc_rows)
+        self.e.emit(
+            Op.MATMUL, [self.plan.act_q], [scores], "scores", stream=1, bank=self.e.bank, k=words // self.parts,
+            n=self.at["key_tiles"], groups=heads.kv, act=self.plan.act_q.start + heads.first * words,
+            act_group=heads.group * words, rows_outer=heads.group, act_outer=words, rows_inner=self.m,
+            act_inner=self.spec.heads * words, pair=self.parts - 1,
+        )  # fmt: skip
+        self.e.bank ^= 1
+        return scores
+
+    def _weigh_values(self, layer: int, heads: _Heads, k_t: int) -> None:
+        """Probabilities times values, into heads_out; with the rows' scales if these are all heads."""
+        plan, config, image, m, parts = self.plan, self.config, self.image, self.m, self.parts
+        kv, group, tiles, hw = heads.kv, heads.group, image.value_tiles, plan.head_words
         self._load_cache(
             image.values[layer],
-            g0 * image.value_head,
-            kv * image.value_tiles,
+            heads.kv_first * image.value_head,
+            kv * tiles,
             image.value_run,
             self.at["value_bytes"],
         )
         acc = Region(f"acc{self.e.bank}", 0, config.acc_rows)
         self.e.emit(
             Op.MATMUL, [plan.act_p], [acc], "probabilities times values", stream=1, bank=self.e.bank,
-            k=self.at["value_tiles"], n=image.value_tiles, groups=kv, act=plan.act_p.start, act_group=group * k_t,
-            rows_outer=group, act_outer=k_t, rows_inner=m, act_inner=hc * k_t,
+            k=self.at["value_tiles"], n=tiles, groups=kv, act=plan.act_p.start, act_group=group * k_t,
+            rows_outer=group, act_outer=k_t, rows_inner=m, act_inner=heads.count * k_t, pair=parts - 1,
         )  # fmt: skip
         self.e.bank ^= 1
-        hw = plan.head_words
-        width = spec.heads * hw
-        for j, outer in self._group_loops():
+        fused = self._scales_fused
+        # Where the accumulators of all heads are equally far apart, one instruction does.
+        views = [_View(0, m, heads.count, False, 1, 0)] if self._uniform(heads) else self._views(heads)
+        for view in views:
+            step = tiles * group if view.kv_step or group == 1 else 1
             self.vector(
-                [acc], [plan.heads_out], stat="sp", stat_offset=j, comment="attention output", n=spec.head_dim,
-                m=group if outer else m, h=kv, source=Source.ACC, bank=int(acc.space[-1]), src=j * m, src_m=1,
-                src_h=image.value_tiles * group * m, src_n=group * m, scale=Scale.STAT_B,
-                stat_m=1 if outer else hc, stat_h=group, dest=Dest.ROW,
-                dst=plan.heads_out.start + (g0 * group + j) * hw, dst_m=hw if outer else width, dst_h=group * hw,
+                [acc], [plan.heads_out], comment="attention output", n=self.spec.head_dim, source=Source.ACC,
+                bank=int(acc.space[-1]), src=view.first * m * parts, src_m=parts, src_h=step * m * parts,
+                src_n=group * m * parts, wide=parts - 1, scale=Scale.STAT_B, dest=Dest.ROW,
+                dst=plan.heads_out.start + (heads.first + view.first) * hw,
+                **view.loops(self.spec.heads, dst=hw), **view.stats("stat", "sp", 0, heads.count),
+                **when(fused, red="so", reduce=Reduce.QSCALE, reduce_outer=1),
             )  # fmt: skip
+
+    @property
+    def _scales_fused(self) -> bool:
+        """Whether one instruction makes the outputs of all heads, and so their rows' scales."""
+        passes = list(self._passes())
+        return len(passes) == 1 and self._uniform(passes[0])
+
+    def _uniform(self, heads: _Heads) -> bool:
+        return heads.group == 1 or heads.kv == 1 or self.image.value_tiles == 1
+
+    def _passes(self) -> Iterator[_Heads]:
+        """Cut the query heads into passes: some KV heads with all of their group, or part of one's group."""
+        plan, spec = self.plan, self.spec
+        for kv in range(0, spec.kv_heads, plan.kv_chunk):
+            for j in range(0, spec.group, plan.group_chunk):
+                group = min(plan.group_chunk, spec.group - j)
+                yield _Heads(kv, min(plan.kv_chunk, spec.kv_heads - kv), kv * spec.group + j, group)
+
+    def _views(self, heads: _Heads) -> list[_View]:
+        """Return the loops over rows and heads of a pass, where an instruction has two of them."""
+        if heads.kv == 1:
+            return [_View(0, self.m, heads.group, False, 1, 0)]
+        if self.m == 1:
+            return [_View(0, heads.group, heads.kv, True, heads.group, 1)]
+        return [_View(j, self.m, heads.kv, False, heads.group, 1) for j in range(heads.group)]
 
     def _load_scales(self, memory: Region, g0: int, kv: int, dst: Region, words: int) -> None:
         stride = self.image.scale_head
-        self.load_param(
+        self.load(
             memory.part(g0 * stride, kv * stride), self.at["cache"], self.at["scale_bytes"], dst.part(0, kv * words),
             kv, stride, words, LoadFormat.BF16, "cache scales",
         )  # fmt: skip
 
-    def _group_loops(self) -> list[tuple[int, bool]]:
-        """(first head of a KV head's group, whether the outer loop runs over the group)."""
-        if self.m == 1:
-            return [(0, True)]
-        return [(j, False) for j in range(self.spec.group)]
-
-    def _mask(self, outer: bool) -> Operands:
+    def _mask(self, over_heads: bool) -> Operands:
         """Causal mask of rows m; a single row sees all keys."""
-        if outer or self.m == 1:
+        if over_heads or self.m == 1 or not self.spec.causal:
             return {}
         assert self.at.first is not None
         return {"limit": self.at.first + 1, "causal": 1}

@@ -11,6 +11,7 @@ from tilewright.compiler.image import ModelImage
 from tilewright.compiler.plan import Plan
 from tilewright.compiler.positions import Positions
 from tilewright.compiler.schedule import Alias, Lane
+from tilewright_hw.arch.isa import LoadFormat
 
 MAX_BATCH = 8
 """Most rows of a batch: each needs its own sequencer registers."""
@@ -38,6 +39,16 @@ class BatchedAttention(AttentionBlock):
         """Load the factors of each row's position."""
         for row in self.rows:
             row.load_rotary_factors()
+
+    def load_positions(self, first: int, rows: int, into: Region) -> None:
+        """Load the position embedding of each row's own position."""
+        step = self.image.dim_row
+        run = into.size - (rows - 1) * self.w_dim
+        for i, row in enumerate(self.rows[first : first + rows]):
+            self.load(
+                self.image.positions, row.at["position_at"], step, into.part(i * self.w_dim, run), 1, 0, 0,
+                LoadFormat.FP32, "position",
+            )  # fmt: skip
 
     def attend_rows(self, layer: int) -> Iterator[None]:
         """Let the rows take turns, phase by phase: one row's tiles are on their way while another is in the softmax."""
@@ -68,11 +79,12 @@ def _row(plan: Plan, row: int) -> Plan:
         size = region.size // parts
         return region.part(at * size, size)
 
-    own = ("x", "normed", "qkv", "heads_out", "hidden", "act_x", "act_q", "act_p", "act_o", "act_h", "rope")
+    rest = plan.rope.size - (plan.m - 1) * plan.head_words if plan.rope.size else 0
     return replace(
         plan,
         m=1,
-        **{name: part(getattr(plan, name)) for name in own},
+        **{name: part(getattr(plan, name)) for name in ("qkv", "heads_out", "act_q", "act_p")},
+        rope=plan.rope.part(row * plan.head_words if rest else 0, rest),
         key_scales=part(plan.key_scales, 2, row % 2),
         value_scales=part(plan.value_scales, 2, row % 2),
         stats={name: part(region) for name, region in plan.stats.items()},

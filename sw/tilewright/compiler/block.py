@@ -1,4 +1,4 @@
-"""Building blocks of decoder programs: what a layer is made of, whatever the architecture."""
+"""What all building blocks of a program are made of: vector instructions, products, parameters, stores."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 
 from tilewright.compiler.emit import Region, Sink, Value
 from tilewright.compiler.image import Matrix, ModelImage
+from tilewright.compiler.int4 import Int4Matrix
 from tilewright.compiler.layout import address, ceil_div, round_up
 from tilewright.compiler.plan import Plan
 from tilewright.compiler.positions import Positions
-from tilewright.formats import bf16_field, f24_bits
+from tilewright.formats import f24_bits
 from tilewright_hw.arch.isa import (
     Add,
     Dest,
@@ -20,10 +21,13 @@ from tilewright_hw.arch.isa import (
     Reduce,
     Scale,
     Source,
+    WeightFormat,
 )
 
-QUANTISE = f24_bits(1.0 / 127.0)
-"""const1 of QSCALE."""
+INT8 = f24_bits(1.0 / 127.0)
+"""const1 of QSCALE for int8."""
+INT15 = f24_bits(1.0 / 16383.0)
+"""const1 of QSCALE for pairs."""
 Operands = dict[str, Any]
 
 
@@ -41,36 +45,25 @@ class Block:
         self.first_row = first_row
         self.norm_slot = 0
         self.scale_slot = 0
+        self.bias_slot = 0
         self.w_dim = ceil_div(self.spec.dim, self.config.lanes)
+        self.parts = image.formats.parts
+        self.act_dest = Dest.ACT if self.parts == 1 else Dest.ACT16
+        self.act_quantum = INT8 if self.parts == 1 else INT15
 
-    def embed(self) -> None:
-        """Gather the tokens' embeddings into the residual stream."""
-        x, region = self.plan.x, self.image.embedding
-        for row in range(self.m):
-            at = address(region.start)
-            self.e.emit(
-                Op.LOAD, [region], [x.part(row * self.w_dim, self.w_dim)], f"embedding of row {row}",
-                base=at["base"], offset=Value(at["offset"], self.at.token(row)),
-                bytes=self.image.embedding_row, count=1, dest=LoadDest.ROW, format=LoadFormat.BF16,
-                dst=x.start + row * self.w_dim,
-            )  # fmt: skip
-        self.vector(
-            [x], [], red="x", comment="absmax of x",
-            n=self.spec.dim, m=self.m, source=Source.ROW, src=x.start, src_m=self.w_dim, reduce=Reduce.ABSMAX,
-        )  # fmt: skip
-
-    def load_param(
+    def load(
         self, memory: Region, offset: Value, size: int | Value, dst: Region, count: int, stride: int,
         dst_stride: int, fmt: LoadFormat, comment: str,
     ) -> None:  # fmt: skip
-        """Load `count` runs of `size` bytes into the parameter buffer."""
+        """Load `count` runs of `size` bytes into the parameter or the row buffer, whichever `dst` lies in."""
         bus = self.config.bus_bytes
         nbytes = size if isinstance(size, Value) else round_up(size, bus)
         at = address(memory.start + offset.constant)
         start = Value(at["offset"], offset.register)
         self.e.emit(
             Op.LOAD, [memory], [dst], comment, base=at["base"], offset=start, bytes=nbytes, count=count,
-            stride=stride, dest=LoadDest.PARAM, format=fmt, dst=dst.start, dst_stride=dst_stride,
+            stride=stride, dest=LoadDest.PARAM if dst.space == "param" else LoadDest.ROW, format=fmt, dst=dst.start,
+            dst_stride=dst_stride,
         )  # fmt: skip
 
     def vector(
@@ -88,33 +81,28 @@ class Block:
             writes = [*writes, region]
             operands = {"red": region.start + red_offset, "red_m": 1} | operands
             if operands["reduce"] == Reduce.QSCALE:
-                operands["const1"] = QUANTISE
+                operands = {"const1": self.act_quantum} | operands
         self.e.emit(Op.VECTOR, reads, writes, comment, **operands)
 
-    def normalise(self, weights: Region) -> None:
-        """X -> RMSNorm -> quantised rows in act_x, scales in `sx`."""
-        plan, n, m = self.plan, self.spec.dim, self.m
-        slot = plan.norms[self.norm_slot]
+    def norm_vector(self, name: str) -> Region:
+        """Load a vector of `dim` parameters by name; returns where it is until the next but one comes."""
+        slot = self.plan.norms[self.norm_slot]
         self.norm_slot ^= 1
-        self.load_param(weights, Value(0), 4 * n, slot, 1, 0, 0, LoadFormat.FP32, "norm weights")
-        rows: Operands = {"n": n, "m": m, "source": Source.ROW, "src": plan.x.start, "src_m": self.w_dim}
-        self.vector(
-            [plan.x], [], stat="x", red="rms", comment="sum of squares", **rows,
-            reduce=Reduce.SUMSQ, const1=f24_bits(1.0 / n), const2=bf16_field(self.spec.norm_eps),
-        )  # fmt: skip
-        self.vector(
-            [plan.x, slot], [plan.normed], stat="rms", red="sx", comment="normalise", **rows,
-            scale=Scale.STAT_A, param=1, par=slot.start, reduce=Reduce.QSCALE,
-            dest=Dest.ROW, dst=plan.normed.start, dst_m=self.w_dim,
-        )  # fmt: skip
-        self.quantise(plan.normed, n, plan.act_x, "sx")
+        region = self.image.norms[name]
+        self.load(region, Value(0), region.size, slot, 1, 0, 0, LoadFormat.FP32, name)
+        return slot
+
+    def x_rows(self, rows: Region | None = None) -> Operands:
+        """Return the operands that read m rows of `dim` elements, those of the residual stream by default."""
+        start = (rows or self.plan.x).start
+        return {"n": self.spec.dim, "m": self.m, "source": Source.ROW, "src": start, "src_m": self.w_dim}
 
     def quantise(self, rows: Region, n: int, act: Region, stat: str) -> None:
         """Quantise m rows of n elements, packed one after another, into activation words."""
         self.vector(
             [rows], [act], stat=stat, comment=f"quantise into {act.start}",
             n=n, m=self.m, source=Source.ROW, src=rows.start, src_m=ceil_div(n, self.config.lanes),
-            scale=Scale.STAT_A, dest=Dest.ACT, dst=act.start, dst_m=ceil_div(n, self.config.rows),
+            scale=Scale.STAT_A, dest=self.act_dest, dst=act.start, dst_m=self.parts * ceil_div(n, self.config.rows),
         )  # fmt: skip
 
     def row_scale(self, rows: Region, n: int, red: str) -> None:
@@ -130,18 +118,22 @@ class Block:
         shape = matrix.shape
         at = matrix.tiles.start + first * shape.column_bytes
         tile_region = Region("mem", at, tiles * shape.column_bytes)
+        operands: Operands = {}
         size, count = tile_region.size, 1
+        if isinstance(shape, Int4Matrix):
+            size, count = shape.column_bytes, tiles
+            operands = {"format": WeightFormat.INT4, "rows": shape.rows}
         while size >= 1 << 31:  # the operand has 32 bits
             size, count = size // 2, count * 2
         self.e.emit(
             Op.WEIGHT, [tile_region], [], "weights", bytes=size, count=count, stride=size if count > 1 else 0,
-            **address(at),
+            **operands, **address(at),
         )  # fmt: skip
-        acc = Region(f"acc{self.e.bank}", 0, tiles * m)
-        words = shape.k_tiles
+        acc = Region(f"acc{self.e.bank}", 0, tiles * m * self.parts)
+        words = shape.k_tiles * self.parts
         self.e.emit(
-            Op.MATMUL, [act], [acc], "matrix product", k=words, n=tiles, groups=1, rows_outer=1, rows_inner=m,
-            act=act.start + row * words, act_inner=words, bank=self.e.bank,
+            Op.MATMUL, [act], [acc], "matrix product", k=shape.k_tiles, n=tiles, groups=1, rows_outer=1, rows_inner=m,
+            act=act.start + row * words, act_inner=words, bank=self.e.bank, pair=self.parts - 1,
         )  # fmt: skip
         self.e.bank ^= 1
         return acc
@@ -157,18 +149,44 @@ class Block:
         aligned = start // self.config.bus_bytes * self.config.bus_bytes
         assert start == aligned, "tiles' scales start at a bus word"
         used = slot.part(0, tiles * cols // self.config.lanes)
-        self.load_param(
+        self.load(
             Region("mem", memory.start + start, 4 * cols * tiles), Value(0), 4 * cols * tiles, used, 1, 0, 0,
             LoadFormat.FP32, "column scales",
         )  # fmt: skip
         return used
 
-    def chunks(self, matrix: Matrix) -> list[tuple[int, int]]:
-        """Cut a matrix's output tiles into passes of about one size: (first tile, tiles)."""
+    def bias(self, matrix: Matrix, first: int, tiles: int) -> Operands:
+        """Load the biases of some tiles into the row buffer; returns the operands that add them."""
+        if matrix.bias is None:
+            return {}
+        slot = self.plan.biases[self.bias_slot]
+        self.bias_slot ^= 1
+        cols = self.config.cols
+        used = slot.part(0, tiles * cols // self.config.lanes)
+        part = Region("mem", matrix.bias.start + 4 * cols * first, 4 * cols * tiles)
+        self.load(part, Value(0), part.size, used, 1, 0, 0, LoadFormat.FP32, "biases")
+        return {"reads": [used], "add": Add.ROW, "row": used.start, "row_m": 0}
+
+    def add_bias(self, matrix: Matrix) -> None:
+        """X += the bias of a matrix whose product is to be added to x: that addition has no room for it."""
+        if matrix.bias is None:
+            return
+        x, slot = self.plan.x, self.plan.norms[self.norm_slot]
+        self.norm_slot ^= 1
+        bias = Region("mem", matrix.bias.start, self.image.dim_row)
+        self.load(bias, Value(0), bias.size, slot, 1, 0, 0, LoadFormat.FP32, "biases")
+        self.vector(
+            [x, slot], [x], comment="x += bias", **self.x_rows(), add=Add.PARAM, par=slot.start, dest=Dest.ROW,
+            dst=x.start, dst_m=self.w_dim,
+        )  # fmt: skip
+
+    def chunks(self, matrix: Matrix, limit: int | None = None) -> list[tuple[int, int]]:
+        """Cut a matrix's output tiles into passes of about one size, of `limit` at most: (first tile, tiles)."""
         total, align = matrix.shape.n_tiles, 1
         while 4 * self.config.cols * align % self.config.bus_bytes:
             align *= 2
-        most = max(self.plan.chunk_tiles // align * align, align)
+        most = min(self.plan.chunk_tiles, limit or self.plan.chunk_tiles)
+        most = max(most // align * align, align)
         step = round_up(ceil_div(total, ceil_div(total, most)), align)
         return [(i, min(step, total - i)) for i in range(0, total, step)]
 
@@ -183,8 +201,9 @@ class Block:
             [acc, scales, *reads], [dst], stat=stat, red=red, comment=comment,
             **{
                 "n": min(tiles * cols, n - first * cols), "m": self.m, "source": Source.ACC,
-                "bank": int(acc.space[-1]), "src": acc.start, "src_m": 1, "src_n": self.m, "scale": Scale.STAT_B,
-                "param": 1, "par": scales.start, "dest": Dest.ROW, "dst": dst.start + offset, "dst_m": width,
+                "bank": int(acc.space[-1]), "src": acc.start, "src_m": self.parts, "src_n": self.m * self.parts,
+                "wide": self.parts - 1, "scale": Scale.STAT_B, "param": 1,
+                "par": scales.start, "dest": Dest.ROW, "dst": dst.start + offset, "dst_m": width,
             } | operands,
         )  # fmt: skip
 
@@ -202,10 +221,12 @@ class Block:
                 **when(fused, red="x", reduce=Reduce.ABSMAX),
             )  # fmt: skip
         if not fused:
-            self.vector(
-                [x], [], red="x", comment="absmax of x", n=self.spec.dim, m=self.m, source=Source.ROW,
-                src=x.start, src_m=self.w_dim, reduce=Reduce.ABSMAX,
-            )  # fmt: skip
+            self.absmax()
+
+    def absmax(self, **operands: Any) -> None:
+        """Record the absolute maximum of x."""
+        x = self.plan.x
+        self.vector([x], [], red="x", comment="absmax of x", **self.x_rows(), reduce=Reduce.ABSMAX, **operands)
 
     def store(self, region: Region, offset: Value, *, comment: str, **operands: Any) -> None:
         """Store m rows of each KV head from the store stream to a region that starts at `offset`."""

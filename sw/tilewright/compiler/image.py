@@ -1,4 +1,4 @@
-"""The memory image of a Llama model: places of weights, tables, cache and input/output, and their contents."""
+"""The memory image of a model: places of weights, tables, cache and input/output, and their contents."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewright.compiler.activations import table_of
 from tilewright.compiler.emit import Region
+from tilewright.compiler.int4 import Int4Matrix, pack_int4
 from tilewright.compiler.layout import ALIGN, WINDOW, MemoryMap, TiledMatrix, ceil_div, pack_tiles, round_up
 from tilewright.compiler.plan import padded_head
-from tilewright.formats import bf16_bits, f24, quantise_int8
-from tilewright.model import Checkpoint, Floats, LlamaSpec
+from tilewright.formats import DEFAULT, Formats, bf16_bits, f24, quantise_int4, quantise_int8
+from tilewright.model import Checkpoint, Floats, ModelSpec
 from tilewright_hw.arch import AcceleratorConfig, InputError
 
 PROGRAM_BYTES = 1 << 20
@@ -23,17 +25,25 @@ LOGIT_ROWS = 64
 """Rows of logits that one program may write."""
 MAX_K = 131071
 """Longest reduction whose int32 sum cannot wrap."""
+MAX_K_INT4 = 65535
+"""Most weight rows of a run in four bits."""
 
 Write = Callable[[int, NDArray[np.uint8]], None]
+Quantiser = Callable[[str, Floats], tuple[NDArray[np.int8], NDArray[np.uint8], Floats]]
+"""Takes a matrix's name and its weights (n, k) as they will lie in memory; returns q, g and s (`quantise_int4`)."""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A quantised matrix in memory: tiles, and one F24 scale per output channel (float32, whole tiles of columns)."""
+    """A quantised matrix in memory: tiles, and an F24 scale and perhaps bias per output channel.
+
+    Scales and biases are float32, whole tiles of columns.
+    """
 
     shape: TiledMatrix
     tiles: Region
     scales: Region
+    bias: Region | None = None
 
 
 class ModelImage:
@@ -41,59 +51,73 @@ class ModelImage:
 
     Parameters
     ----------
-    spec : LlamaSpec
+    spec : ModelSpec
         The model's shape.
     config : AcceleratorConfig
         The accelerator whose tiles the layout follows.
+    formats : Formats
+        Number formats.
     sequences : int
         Sequences that have a cache. Regions are those of the first; each next one's are `sequence_bytes` further on.
     """
 
-    def __init__(self, spec: LlamaSpec, config: AcceleratorConfig, sequences: int = 1) -> None:
-        self.spec, self.config, self.sequences = spec, config, sequences
+    def __init__(
+        self, spec: ModelSpec, config: AcceleratorConfig, formats: Formats = DEFAULT, sequences: int = 1
+    ) -> None:
+        check(spec, config)
+        self.spec, self.config, self.formats, self.sequences = spec, config, formats, sequences
         self.map = MemoryMap()
-        self.head = padded_head(spec, config)
+        self.head = padded_head(spec, config, formats)
         bus = config.bus_bytes
         add = self.map.add
-        self.arguments = add("arguments", ARGUMENT_BYTES)
+        # An encoder's blocks have a table each, of the registers' size or less.
+        self.arguments = add("arguments", max(ARGUMENT_BYTES, 0 if spec.causal else 128 * spec.context))
         self.program = add("program", PROGRAM_BYTES)
+        self.token = add("token", 4 * LOGIT_ROWS)
         self.embedding_row = round_up(2 * spec.dim, bus)
         self.embedding = add("embedding", spec.vocab * self.embedding_row)
         self.rope_row = round_up(4 * spec.head_dim, bus)
-        self.rope = add("rope", spec.context * self.rope_row)
+        self.rope = add("rope", spec.context * self.rope_row if spec.rope_theta is not None else 0)
+        self.dim_row = round_up(4 * spec.dim, bus)
+        self.positions = add("positions", spec.context * self.dim_row if has_positions(spec) else 0)
+        table = table_of(spec.activation)
+        self.table = None if table is None else add("table", 4 * len(table.words))
         self.norms = {
-            name: add(name, round_up(4 * spec.dim, bus)) for name in spec.tensor_shapes() if name.endswith("norm")
+            name: add(name, self.dim_row)
+            for name in spec.tensor_shapes()
+            if name.endswith(("norm", "norm_bias")) and not name.endswith((".q_norm", ".k_norm"))
         }
+        self.head_norms = [add(f"layers.{i}.head_norms", 2 * self.rope_row) for i in range(spec.layers * spec.qk_norm)]
         self.matrices: dict[str, Matrix] = {}
-        for i in range(spec.layers):
-            self._matrix(f"layers.{i}.qkv", (spec.heads + 2 * spec.kv_heads) * self.head, spec.dim)
-            self._matrix(f"layers.{i}.wo", spec.dim, spec.heads * self.head)
-            self._matrix(f"layers.{i}.w_gate", spec.ffn, spec.dim)
-            self._matrix(f"layers.{i}.w_up", spec.ffn, spec.dim)
-            self._matrix(f"layers.{i}.w_down", spec.dim, spec.ffn)
-        self._matrix("classifier", spec.vocab, spec.dim)
-        self.logits_row = round_up(4 * spec.vocab, bus)
-        self.logits = add("logits", LOGIT_ROWS * self.logits_row)
+        for name, n, k, bias in matrix_shapes(spec, self.head):
+            self._matrix(name, n, k, bias)
+        self.logits_row = round_up(4 * (spec.vocab if spec.classifier else spec.dim), bus)
+        self.logits = add("logits", (LOGIT_ROWS if spec.causal else spec.context) * self.logits_row)
+        self.rows = add("rows", 0 if spec.causal else spec.context * self.dim_row)
         self._place_cache()
         self._place_sequences()
         self.size = round_up(self.map.size, 4096)
 
-    def _matrix(self, name: str, n: int, k: int) -> None:
-        if k > MAX_K:
-            raise InputError(f"{name}: the reduction must be at most {MAX_K} long, not {k}")
-        shape = TiledMatrix(n, k, self.config)
-        columns = shape.n_tiles * self.config.cols
-        scales = self.map.add(name + ".scales", round_up(4 * columns, self.config.bus_bytes))
-        self.matrices[name] = Matrix(shape, self.map.add(name, shape.bytes), scales)
+    def _matrix(self, name: str, n: int, k: int, bias: bool) -> None:
+        four = self.formats.of(name) == "int4"
+        shape = (Int4Matrix if four else TiledMatrix)(n, k, self.config)
+        most = MAX_K_INT4 // self.config.rows * self.config.rows if four else MAX_K
+        if k > most:
+            raise InputError(f"{name}: the reduction must be at most {most} long, not {k}")
+        columns = round_up(4 * shape.n_tiles * self.config.cols, self.config.bus_bytes)
+        scales = self.map.add(name + ".scales", columns)
+        tiles = self.map.add(name, shape.bytes)
+        self.matrices[name] = Matrix(shape, tiles, scales, self.map.add(name + ".bias", columns) if bias else None)
 
     def _place_cache(self) -> None:
         """Place the KV cache.
 
-        Keys: per KV head, per C tokens: the tiles of K^T (inputs are the head's channels, outputs the tokens).
-        Values: per KV head, per C channels: tiles whose inputs are the tokens. Scales: bfloat16 per head and token.
+        Keys: per KV head, per C tokens: the transposed tiles of K^T (inputs are the head's channels, outputs the
+        tokens). Values: per KV head, per C channels: tiles whose inputs are the tokens. Scales: bfloat16 per head and
+        token.
         """
         spec, config = self.spec, self.config
-        self.key_block = ceil_div(spec.head_dim, config.rows) * config.tile_bytes
+        self.key_block = ceil_div(spec.head_dim, config.rows) * config.transposed_tile_bytes
         self.key_head = ceil_div(spec.context, config.cols) * self.key_block
         self.value_run = round_up(spec.context, config.rows) * config.col_slot
         self.value_tiles = ceil_div(spec.head_dim, config.cols)
@@ -131,63 +155,92 @@ class ModelImage:
         checkpoint: Checkpoint,
         write: Write,
         progress: Callable[[int, int], None] | None = None,
+        quantiser: Quantiser | None = None,
     ) -> None:
         """Quantise the checkpoint and hand its bytes, with their addresses, to `write`.
 
-        `progress(done, total)` is called after each tensor.
+        `progress(done, total)` is called after each tensor; `quantiser` makes the int4 weights (default: rounding).
         """
-        steps = list(self._steps(checkpoint))
+        steps = list(self._steps(checkpoint, quantiser or (lambda _, w: quantise_int4(w))))
         for done, step in enumerate(steps, 1):
             step(write)
             if progress is not None:
                 progress(done, len(steps))
 
-    def _steps(self, ckpt: Checkpoint) -> list[Callable[[Write], None]]:
+    def _steps(self, ckpt: Checkpoint, quantiser: Quantiser) -> list[Callable[[Write], None]]:
         spec = self.spec
         steps: list[Callable[[Write], None]] = [
             lambda w: self._rows(w, self.embedding, bf16_bits(ckpt.tensor("embedding")), self.embedding_row),
-            lambda w: self._rows(w, self.rope, f24(rope_table(spec)), self.rope_row),
         ]
+        if self.rope.size:
+            steps.append(lambda w: self._rows(w, self.rope, f24(rope_table(spec)), self.rope_row))
+        if self.positions.size:
+            steps.append(lambda w: self._rows(w, self.positions, f24(position_table(ckpt)), self.dim_row))
+        table, place = table_of(spec.activation), self.table
+        if table is not None and place is not None:
+            steps.append(lambda w: w(place.start, as_bytes(table.words)))
         for name, region in self.norms.items():
-            steps.append(lambda w, n=name, r=region: w(r.start, _bytes(f24(ckpt.tensor(n)))))  # type: ignore[misc]
-        for i in range(spec.layers):
-            for part in ("qkv", "wo", "w_gate", "w_up", "w_down"):
-                name = f"layers.{i}.{part}"
-                steps.append(lambda w, n=name: self._write_matrix(w, ckpt, n))  # type: ignore[misc]
-        steps.append(lambda w: self._write_matrix(w, ckpt, "classifier"))
+            steps.append(lambda w, n=name, r=region: w(r.start, as_bytes(f24(ckpt.tensor(n)))))  # type: ignore[misc]
+        for i, region in enumerate(self.head_norms):
+            steps.append(lambda w, i=i, r=region: self._rows(w, r, f24(self._head_norms(ckpt, i)), self.rope_row))  # type: ignore[misc]
+        for name in self.matrices:
+            steps.append(lambda w, n=name: self._write_matrix(w, ckpt, n, quantiser))  # type: ignore[misc]
         return steps
 
     def _rows(self, write: Write, region: Region, rows: NDArray[np.generic], stride: int) -> None:
-        raw = _bytes(rows).reshape(len(rows), -1)
+        raw = as_bytes(rows).reshape(len(rows), -1)
         padded = np.zeros((len(rows), stride), np.uint8)
         padded[:, : raw.shape[1]] = raw
         write(region.start, padded.reshape(-1))
 
-    def _write_matrix(self, write: Write, ckpt: Checkpoint, name: str) -> None:
-        weights, factors = self._weights(ckpt, name)
-        q, scales = quantise_int8(weights)
-        matrix = self.matrices[name]
-        columns = np.zeros(matrix.shape.n_tiles * self.config.cols, np.float32)
-        columns[: len(scales)] = f24(scales * factors)
-        write(matrix.tiles.start, pack_tiles(q, self.config).reshape(-1))
-        write(matrix.scales.start, _bytes(columns))
+    def _head_norms(self, ckpt: Checkpoint, layer: int) -> Floats:
+        """Return the norm weights of a query and of a key head, (2, head_dim)."""
+        q, k = (ckpt.tensor(f"layers.{layer}.{part}_norm") for part in ("q", "k"))
+        return np.stack([q * score_factor(self.spec), k])
 
-    def _weights(self, ckpt: Checkpoint, name: str) -> tuple[Floats, Floats]:
-        """Return a matrix in the machine's channel order, and the factors folded into its column scales."""
-        spec = self.spec
-        if name.endswith(".qkv"):
-            parts = [self._pad_heads(ckpt.tensor(name[:-3] + p)) for p in ("wq", "wk", "wv")]
-            factors = np.ones(sum(len(p) for p in parts), np.float32)
-            # Scores come out in base 2 and scaled: exp(q.k / sqrt(d)) = 2 ** (q.k * log2(e) / sqrt(d)).
-            factors[: len(parts[0])] = np.float32(np.log2(np.e) / np.sqrt(spec.head_dim))
-            return np.concatenate(parts), factors
+    def _write_matrix(self, write: Write, ckpt: Checkpoint, name: str, quantiser: Quantiser) -> None:
+        weights, bias, factors = self._weights(ckpt, name)
+        matrix = self.matrices[name]
+        if isinstance(matrix.shape, Int4Matrix):
+            q, g, scales = quantiser(name, weights)
+            packed = pack_int4(q, g, self.config)
+        else:
+            q, scales = quantise_int8(weights)
+            packed = pack_tiles(q, self.config)
+        write(matrix.tiles.start, packed.reshape(-1))
+        write(matrix.scales.start, as_bytes(self._columns(matrix, scales * factors)))
+        if bias is not None and matrix.bias is not None:
+            write(matrix.bias.start, as_bytes(self._columns(matrix, bias * factors)))
+
+    def _columns(self, matrix: Matrix, values: Floats) -> Floats:
+        """Return one F24 per column of the matrix's tiles."""
+        columns = np.zeros(matrix.shape.n_tiles * self.config.cols, np.float32)
+        columns[: len(values)] = f24(values)
+        return columns
+
+    def _weights(self, ckpt: Checkpoint, name: str) -> tuple[Floats, Floats | None, Floats]:
+        """Return a matrix in the machine's channel order, its bias, and the factors folded into its columns."""
+        stem, _, last = name.rpartition(".")
+        if last in PROJECTIONS:
+            parts = [f"{stem}.w{p}" for p in PROJECTIONS[last]]
+            weights = np.concatenate([self._pad_heads(ckpt.tensor(p)) for p in parts])
+            factors = np.ones(len(weights), np.float32)
+            if "q" in PROJECTIONS[last] and not self.spec.qk_norm:
+                factors[: self.spec.heads * self.head] = score_factor(self.spec)
+            if not self.spec.qkv_bias:
+                return weights, None, factors
+            biases = [ckpt.tensor(f"{stem}.b{p}")[:, None] for p in PROJECTIONS[last]]
+            return weights, np.concatenate([self._pad_heads(b)[:, 0] for b in biases]), factors
         weights = ckpt.tensor(name)
-        if name.endswith(".wo"):
+        if last == "wo":
             weights = self._pad_heads(weights.T).T
-        return weights, np.ones(len(weights), np.float32)
+        bias = None
+        if self.matrices[name].bias is not None:
+            bias = ckpt.tensor(f"{stem}.{'bo' if last == 'wo' else 'b' + last[1:]}")
+        return weights, bias, np.ones(len(weights), np.float32)
 
     def _pad_heads(self, weights: Floats) -> Floats:
-        """Pad each head's channels (first axis) to whole words of the row buffer."""
+        """Pad each head's channels (first axis) to what a head takes in the row buffer."""
         spec = self.spec
         if self.head == spec.head_dim:
             return weights
@@ -197,13 +250,74 @@ class ModelImage:
         return out.reshape(-1, weights.shape[1])
 
 
-def rope_table(spec: LlamaSpec) -> Floats:
+PROJECTIONS = {"qkv": "qkv", "q": "q", "kv": "kv"}
+"""Matrices of queries, keys and values: an encoder's blocks make their keys and values before its queries."""
+
+
+def matrix_shapes(spec: ModelSpec, head: int) -> list[tuple[str, int, int, bool]]:
+    """Return (name, outputs, inputs, whether it has a bias) of all matrices; a head takes `head` columns."""
+    heads = {"q": spec.heads, "k": spec.kv_heads, "v": spec.kv_heads}
+    shapes = []
+    for i in range(spec.layers):
+        for name in ("qkv",) if spec.causal else ("kv", "q"):
+            columns = sum(heads[p] for p in PROJECTIONS[name]) * head
+            shapes.append((f"layers.{i}.{name}", columns, spec.dim, spec.qkv_bias))
+        shapes.append((f"layers.{i}.wo", spec.dim, spec.heads * head, spec.o_bias))
+        for part in ("gate", "up") if spec.gated else ("up",):
+            shapes.append((f"layers.{i}.w_{part}", spec.ffn, spec.dim, spec.ffn_bias))
+        shapes.append((f"layers.{i}.w_down", spec.dim, spec.ffn, spec.ffn_bias))
+    return shapes + ([("classifier", spec.vocab, spec.dim, False)] if spec.classifier else [])
+
+
+def check(spec: ModelSpec, config: AcceleratorConfig) -> None:
+    """Refuse, by name, what programs cannot do; InputError."""
+    if spec.gated and spec.ffn_bias:
+        raise InputError("a gated feed-forward network with biases (ffn_bias) is not supported")
+    if spec.norm == "layer" and spec.dim > 32767:
+        raise InputError(f"LayerNorm takes rows of at most 32767, not {spec.dim}")
+    if config.transposed_tile_bytes % config.bus_bytes:
+        raise InputError(
+            f"cached keys lie in tiles of {config.transposed_tile_bytes} bytes, which must be a multiple of the bus "
+            f"word ({config.bus_bytes} bytes): choose more columns or a narrower bus"
+        )
+
+
+def score_factor(spec: ModelSpec) -> np.float32:
+    """Return the factor of queries with which scores come out scaled and in base 2.
+
+    exp(q.k * scale) = 2 ** (q.k * scale * log2(e)).
+    """
+    if spec.score_scale is None:
+        return np.float32(np.log2(np.e) / np.sqrt(spec.head_dim))
+    return np.float32(np.log2(np.e) * spec.score_scale)
+
+
+def has_positions(spec: ModelSpec) -> bool:
+    """Whether something is added to the token embeddings."""
+    return spec.learned_positions or spec.token_types > 0
+
+
+def position_table(ckpt: Checkpoint) -> Floats:
+    """Return what is added to the embedding at each position, (context, dim): positions and segment 0."""
+    spec = ckpt.spec
+    table = ckpt.tensor("positions") if spec.learned_positions else np.zeros((spec.context, spec.dim), np.float32)
+    return table + ckpt.tensor("token_types")[0] if spec.token_types else table
+
+
+def rope_table(spec: ModelSpec) -> Floats:
     """Return (context, head_dim): cos at even and sin at odd elements, one pair per frequency."""
+    assert spec.rope_theta is not None
     pairs = np.arange(spec.head_dim // 2, dtype=np.float64)
     frequency = spec.rope_theta ** (-2.0 * pairs / spec.head_dim)
+    if spec.rope_scaling is not None:
+        s = spec.rope_scaling
+        turns = s.original_context * frequency / (2 * np.pi)
+        kept = np.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)
+        frequency = (1 - kept) * frequency / s.factor + kept * frequency
     angle = np.arange(spec.context, dtype=np.float64)[:, None] * frequency
     return np.stack([np.cos(angle), np.sin(angle)], axis=-1).reshape(spec.context, spec.head_dim).astype(np.float32)
 
 
-def _bytes(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+def as_bytes(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """Return the bytes of an array."""
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8)

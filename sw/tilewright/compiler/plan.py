@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 from tilewright.compiler.emit import Region
 from tilewright.compiler.layout import ceil_div, round_up
+from tilewright.formats import DEFAULT, Formats
 from tilewright.model import ModelSpec
 from tilewright_hw.arch import AcceleratorConfig, InputError
 
+FEW_TILES = 16
+"""A pass of attention over several KV heads is not worth shorter passes of all matrix products than this."""
+MAX_LANES = 16
+"""Lanes of the widest vector unit."""
 MAX_BLOCK = 64
 """Rows of the largest block: each needs a sequencer register for its token."""
 LANES = 2
@@ -72,6 +76,7 @@ class Plan:
     t: int
     chunk_tiles: int
     kv_chunk: int
+    group_chunk: int
     head_words: int
     x: Region
     normed: Region
@@ -86,15 +91,27 @@ class Plan:
     act_h: Region
     norms: tuple[Region, Region]
     scales: tuple[Region, Region]
+    biases: tuple[Region, Region]
     rope: Region
+    head_norms: Region
     key_scales: Region
     value_scales: Region
     stats: dict[str, Region]
 
 
-def padded_head(spec: ModelSpec, config: AcceleratorConfig) -> int:
-    """Columns that one head takes in the row buffer: head_dim rounded up to whole words."""
-    return ceil_div(spec.head_dim, config.lanes) * config.lanes
+def padded_head(spec: ModelSpec, config: AcceleratorConfig, formats: Formats = DEFAULT) -> int:
+    """Columns that one head takes in the row buffer: head_dim rounded up to whole words.
+
+    Where the attention's output meets weights of four bits, to the same multiple on every configuration: their groups
+    of inputs must not depend on it.
+    """
+    four = any(formats.of(f"layers.{i}.wo") == "int4" for i in range(spec.layers))
+    return round_up(spec.head_dim, MAX_LANES if four else config.lanes)
+
+
+def run_words(n: int, element: int, config: AcceleratorConfig) -> int:
+    """Words that a run of n elements of `element` bytes fills: its bytes are whole bus words."""
+    return ceil_div(round_up(n * element, config.bus_bytes) // element, config.lanes)
 
 
 @dataclass(frozen=True)
@@ -105,31 +122,47 @@ class Blocks:
     sizes: tuple[int, ...]
 
 
-def cut_rows(spec: ModelSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling) -> Blocks:
+def cut_rows(
+    spec: ModelSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling, formats: Formats = DEFAULT
+) -> Blocks:
     """Cut m rows with up to t keys into blocks.
 
     Two lanes pay when a block keeps the array busy for as long as the bus needs to bring a tile: then the array works
     for one while the vector unit works for the other. InputError if not even one row fits the configuration.
     """
-    rows = largest_block(spec, config, t, tiling, LANES) if m >= LANES * config.tile_bytes // config.bus_bytes else 0
+    rows = (
+        largest_block(spec, config, t, tiling, LANES, formats)
+        if m >= LANES * config.tile_bytes // config.bus_bytes
+        else 0
+    )
     lanes = LANES if rows and m > 1 else 1
     if lanes == 1:
-        rows = largest_block(spec, config, t, tiling, 1)
+        rows = largest_block(spec, config, t, tiling, 1, formats)
         if not rows:
-            make_plan(spec, config, 1, t, tiling)
+            make_plan(spec, config, 1, t, tiling, formats)
     count = ceil_div(m, rows)
     # The lanes end together if each has as many blocks.
     count = min(round_up(count, lanes), m)
     return Blocks(lanes, tuple((m + i) // count for i in range(count)))
 
 
-@lru_cache(maxsize=256)
-def largest_block(spec: ModelSpec, config: AcceleratorConfig, t: int, tiling: Tiling, lanes: int) -> int:
+def _head_cuts(spec: ModelSpec, tiling: Tiling) -> list[tuple[int, int]]:
+    """Return (KV heads, query heads of each) of one pass of attention, the largest first.
+
+    Part of one KV head's group costs another reading of its keys and values.
+    """
+    whole = [(kv, spec.group) for kv in range(min(tiling.kv_heads or spec.kv_heads, spec.kv_heads), 0, -1)]
+    return whole + [(1, group) for group in range(spec.group - 1, 0, -1)]
+
+
+def largest_block(
+    spec: ModelSpec, config: AcceleratorConfig, t: int, tiling: Tiling, lanes: int, formats: Formats = DEFAULT
+) -> int:
     """Return the most rows of a block whose plan fits one of several lanes; 0 if not even one does."""
 
     def fits(m: int) -> bool:
         try:
-            make_plan(spec, config, m, t, tiling, 0, lanes)
+            make_plan(spec, config, m, t, tiling, formats, 0, lanes)
         except InputError:
             return False
         return True
@@ -138,14 +171,14 @@ def largest_block(spec: ModelSpec, config: AcceleratorConfig, t: int, tiling: Ti
 
 
 def make_plan(
-    spec: ModelSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling, lane: int = 0, lanes: int = 1,
-    attending: int | None = None,
+    spec: ModelSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling, formats: Formats = DEFAULT,
+    lane: int = 0, lanes: int = 1, attending: int | None = None,
 ) -> Plan:  # fmt: skip
     """Plan blocks of m rows and up to t keys in one lane's equal share of the buffers.
 
     `attending` of the rows (None: all) attend at a time. InputError if it does not fit the configuration.
     """
-    for kv in range(min(tiling.kv_heads or spec.kv_heads, spec.kv_heads), 0, -1):
+    for kv, group in _head_cuts(spec, tiling):
         spaces = {
             name: Space(name, size * (lane + 1) // lanes, size * lane // lanes)
             for name, size in (
@@ -156,9 +189,9 @@ def make_plan(
             )
         }
         try:
-            return _place(spec, config, m, t, kv, tiling, spaces, lanes, attending or m)
+            return _place(spec, config, m, t, kv, group, tiling, spaces, formats, lanes, attending or m)
         except InputError:
-            if kv == 1:
+            if kv == group == 1:
                 raise
     raise AssertionError("unreachable")
 
@@ -171,30 +204,25 @@ def _bisect(low: int, high: int, good: Callable[[int], bool]) -> int:
 
 
 def _place(
-    spec: ModelSpec,
-    config: AcceleratorConfig,
-    m: int,
-    t: int,
-    kv: int,
-    tiling: Tiling,
-    spaces: dict[str, Space],
-    sharing: int,
-    attending: int,
-) -> Plan:
+    spec: ModelSpec, config: AcceleratorConfig, m: int, t: int, kv: int, group: int, tiling: Tiling,
+    spaces: dict[str, Space], formats: Formats, sharing: int, attending: int,
+) -> Plan:  # fmt: skip
     lanes, r, c = config.lanes, config.rows, config.cols
-    head = padded_head(spec, config) // lanes
+    head = padded_head(spec, config, formats) // lanes
+    parts = formats.parts
     total_heads = spec.heads + 2 * spec.kv_heads
     w_dim, w_ffn, w_t = (ceil_div(v, lanes) for v in (spec.dim, spec.ffn, t))
-    hc = kv * spec.group
+    hc = kv * group
 
-    acc = kv * spec.group * attending * max(ceil_div(t, c), ceil_div(spec.head_dim, c))
+    acc = hc * attending * parts * max(ceil_div(t, c), ceil_div(spec.head_dim, c))
     if acc > config.acc_rows:
         raise InputError(
-            f"{t} keys of one KV head for {attending} rows need {acc} accumulator rows; acc_rows is {config.acc_rows}"
+            f"{t} keys of {hc} heads for {attending} rows need {acc} accumulator rows; acc_rows is {config.acc_rows}"
         )
 
     row, act, param, stat = (spaces[name] for name in ("row", "act", "param", "stat"))
-    x = row.take(m * w_dim, "the residual stream")
+    run_dim = run_words(spec.dim, 4, config)
+    x = row.take((m - 1) * w_dim + max(run_dim, run_words(spec.dim, 2, config)), "the residual stream")
     # Each of these is dead when the next comes to life, and so they share their place: the normalised rows; queries,
     # keys and values; the attention's scores and output (queries are quantised, keys and values stored by then);
     # the feed-forward rows.
@@ -206,19 +234,25 @@ def _place(
     heads_out = row.take(m * spec.heads * head, "the attention's output")
     scores = row.take(attending * hc * w_t, "attention scores")
     row.top = shared
-    hidden = row.take(m * w_ffn, "the feed-forward rows")
+    # The greedy choice keeps a pass of logits there, of as many tiles as scales fill bus words.
+    least = max(1, config.bus_bytes // (4 * c)) * c // lanes
+    hidden = row.take(m * max(w_ffn, least), "the feed-forward rows")
 
     # Likewise the quantised rows that are multiplied by the first matrices and the attention's output; and those of
     # attention and of the feed-forward network.
-    act_x = act.take(m * max(ceil_div(spec.dim, r), ceil_div(spec.heads * head * lanes, r)), "quantised rows")
+    wide = max(ceil_div(spec.dim, r), ceil_div(spec.heads * head * lanes, r))
+    act_x = act.take(m * parts * wide, "quantised rows")
     act_o, shared = act_x, act.top
-    act_q = act.take(m * spec.heads * ceil_div(spec.head_dim, r), "quantised queries")
-    act_p = act.take(m * hc * ceil_div(t, r), "quantised probabilities")
+    act_q = act.take(m * parts * spec.heads * ceil_div(spec.head_dim, r), "quantised queries")
+    act_p = act.take(m * parts * hc * ceil_div(t, r), "quantised probabilities")
     act.top = shared
-    act_h = act.take(m * ceil_div(spec.ffn, r), "quantised feed-forward rows")
+    act_h = act.take(m * parts * ceil_div(spec.ffn, r), "quantised feed-forward rows")
 
-    norms = (param.take(w_dim, "a norm's weights"), param.take(w_dim, "a norm's weights"))
-    rope = param.take(m * head, "rotary factors")
+    norms = (param.take(run_dim, "a norm's weights"), param.take(run_dim, "a norm's weights"))
+    run_head = run_words(spec.head_dim, 4, config)
+    rope = param.take((m - 1) * head + max(head, run_head) if spec.rope_theta is not None else 0, "rotary factors")
+    heads = spec.heads + spec.kv_heads
+    head_norms = param.take((heads - 1) * head + max(head, run_head) if spec.qk_norm else 0, "norms of the heads")
     # Rows that take turns have caches of their own: while one attends, the next one's scales are loaded.
     turns = 1 if attending == m else 2
     key_scales = param.take(turns * kv * w_t_bytes(t, config), "key scales")
@@ -226,22 +260,31 @@ def _place(
     tile_words = c // lanes
     widest = ceil_div(max(total_heads * head * lanes, spec.ffn, spec.dim, spec.vocab), c)
     # With several lanes a pass takes its share of a bank: short passes let another lane's chain of small steps through.
-    chunk = min(max(config.acc_rows // sharing // m, 1), (param.size - param.top) // (2 * tile_words), widest)
+    share = max(config.acc_rows // sharing // (m * parts), 1)
+    chunk = min(share, (param.size - param.top) // (2 * tile_words), widest)
+    has_bias = spec.qkv_bias or spec.ffn_bias
+    # Attention's scores and output are dead where biases are added.
+    late = Space("row", row.size, max(qkv.end, hidden.end))
+    if has_bias:
+        chunk = min(chunk, (late.size - late.top) // (2 * tile_words))
     chunk = min(chunk, tiling.chunk_tiles or chunk)
+    if kv > 1 and chunk < min(FEW_TILES, widest, share, tiling.chunk_tiles or FEW_TILES):
+        raise InputError(f"{kv} KV heads leave too little room for a matrix product's columns")
     if chunk < 1:
         raise InputError(f"a block of {m} rows leaves no room for a matrix product's columns")
     scales = (param.take(chunk * tile_words, "scales"), param.take(chunk * tile_words, "scales"))
-
+    size = chunk * tile_words if has_bias else 0
+    biases = (late.take(size, "biases"), late.take(size, "biases"))
     if spec.heads + spec.kv_heads > 255:
         raise InputError(f"heads + kv_heads must be at most 255, not {spec.heads + spec.kv_heads}")
     # A head's maximum becomes its sum, and that its scale, entry by entry; by then the values' scales are stored.
     heads = max(hc, spec.kv_heads)
-    sizes = {"x": 1, "rms": 1, "sx": 1, "sh": 1, "sq": spec.heads + spec.kv_heads, "sp": heads}
+    sizes = {"x": 1, "rms": 1, "sx": 1, "sh": 1, "best": 1, "sq": spec.heads + spec.kv_heads, "sp": heads}
     stats = {name: stat.take(m * size, "row statistics") for name, size in sizes.items()}
     stats |= {"so": stats["sx"], "max": stats["sp"], "sum": stats["sp"], "sv": stats["sp"]}
     return Plan(
-        m, t, chunk, kv, head, x, normed, qkv, heads_out, scores, hidden, act_x, act_q, act_p, act_o, act_h,
-        norms, scales, rope, key_scales, value_scales, stats,
+        m, t, chunk, kv, group, head, x, normed, qkv, heads_out, scores, hidden, act_x, act_q, act_p, act_o, act_h,
+        norms, scales, biases, rope, head_norms, key_scales, value_scales, stats,
     )  # fmt: skip
 
 

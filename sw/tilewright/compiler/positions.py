@@ -24,17 +24,19 @@ class Positions:
     first: int | None
     register: int = 0
     token_register: int | None = None
+    keys: int | None = None
+    """Keys that all rows see; None: those up to the block's last row."""
 
     NAMES = (
         "cache",
         "keys", "key_tiles", "value_tiles", "key_bytes", "value_bytes", "scale_bytes", "key_at", "value_at",
-        "scale_at", "rope_at", "score_stride",
+        "scale_at", "rope_at", "score_stride", "position_at",
     )  # fmt: skip
 
     def values(self, first: int, sequence: int = 0) -> dict[str, int]:
         """Return all operands of a block whose first row is at position `first` of a sequence."""
         image, config = self.image, self.image.config
-        keys = first + self.m
+        keys = self.keys or first + self.m
         key_tiles, value_tiles = ceil_div(keys, config.cols), ceil_div(keys, config.rows)
         cache = sequence * image.sequence_bytes
         return {
@@ -45,12 +47,13 @@ class Positions:
             "key_bytes": key_tiles * image.key_block,
             "value_bytes": value_tiles * config.tile_bytes,
             "scale_bytes": round_up(2 * keys, config.bus_bytes),
-            "key_at": cache + first // config.cols * image.key_block + first % config.cols,
+            "key_at": cache + first // config.cols * image.key_block + first % config.cols * config.row_slot,
             "value_at": cache + first * config.col_slot,
             "scale_at": cache + 2 * first,
             "rope_at": first * image.rope_row,
             # Shares its word with src_m, and lies in the upper half.
-            "score_stride": key_tiles * image.spec.group * self.m,
+            "score_stride": key_tiles * image.spec.group * self.m * image.formats.parts,
+            "position_at": first * image.dim_row,
         }
 
     def __getitem__(self, name: str) -> Value:

@@ -354,6 +354,7 @@ def _duration(draft: Draft, rest: Sequence[Draft], config: AcceleratorConfig) ->
         return _tiles(draft) * max(rows, config.rows // config.ingest)
     if draft.op == Op.VECTOR:
         words = _int(o["m"]) * _int(o["h"]) * ceil_div(_int(o["n"]), config.lanes)
+        words <<= int(bool(o.get("wide")) or o.get("dest") == Dest.ACT16)  # these go at half the rate
         stored = sum(_duration(d, (), config) for d in rest if d.op == Op.STORE)
         return max(words, stored) + VECTOR_LATENCY
     if draft.op == Op.STORE:
