@@ -13,7 +13,7 @@ from tilewright.formats import Formats, bf16, quantise_int4, quantise_int8
 from tilewright.model import Checkpoint, ModelSpec, RopeScaling
 from tilewright.reference import Reference
 from tilewright.runtime import Engine
-from tilewright_hw.arch import AcceleratorConfig, InputError
+from tilewright_hw.arch import AcceleratorConfig
 from tilewright_sim.golden import GoldenDevice
 
 CONFIGS = {

@@ -11,6 +11,7 @@ from tilewright.compiler.image import ModelImage
 from tilewright.compiler.layout import MemoryMap, pack_tiles
 from tilewright.compiler.llama import LlamaCompiler
 from tilewright.compiler.plan import Tiling, largest_block, make_plan
+from tilewright.formats import DEFAULT
 from tilewright.model import Checkpoint, LlamaSpec
 from tilewright.runtime import Engine
 from tilewright_hw.arch import AcceleratorConfig, InputError, Op, Unit, assemble, disassemble
@@ -119,10 +120,10 @@ def test_largest_block_fits_and_one_more_does_not() -> None:
     spec, config = LlamaSpec(**SHAPES["grouped"]), CONFIGS["tiny"]
     for lanes in (1, 2):
         block = largest_block(spec, config, 40, Tiling(), lanes)
-        make_plan(spec, config, block, 40, Tiling(), lanes - 1, lanes)
+        make_plan(spec, config, block, 40, Tiling(), DEFAULT, lanes - 1, lanes)
         assert 1 < block < 40
         with pytest.raises(InputError, match=r"words|rows"):
-            make_plan(spec, config, block + 1, 40, Tiling(), 0, lanes)
+            make_plan(spec, config, block + 1, 40, Tiling(), DEFAULT, 0, lanes)
 
 
 def test_a_context_that_does_not_fit_is_refused() -> None:

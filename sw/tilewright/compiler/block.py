@@ -9,7 +9,7 @@ from tilewright.compiler.emit import Region, Sink, Value
 from tilewright.compiler.image import Matrix, ModelImage
 from tilewright.compiler.int4 import Int4Matrix
 from tilewright.compiler.layout import address, ceil_div, round_up
-from tilewright.compiler.plan import Plan
+from tilewright.compiler.plan import Plan, run_words, tile_step
 from tilewright.compiler.positions import Positions
 from tilewright.formats import f24_bits
 from tilewright_hw.arch.isa import (
@@ -148,7 +148,7 @@ class Block:
         start = 4 * cols * first
         aligned = start // self.config.bus_bytes * self.config.bus_bytes
         assert start == aligned, "tiles' scales start at a bus word"
-        used = slot.part(0, tiles * cols // self.config.lanes)
+        used = slot.part(0, run_words(tiles * cols, 4, self.config))
         self.load(
             Region("mem", memory.start + start, 4 * cols * tiles), Value(0), 4 * cols * tiles, used, 1, 0, 0,
             LoadFormat.FP32, "column scales",
@@ -162,7 +162,7 @@ class Block:
         slot = self.plan.biases[self.bias_slot]
         self.bias_slot ^= 1
         cols = self.config.cols
-        used = slot.part(0, tiles * cols // self.config.lanes)
+        used = slot.part(0, run_words(tiles * cols, 4, self.config))
         part = Region("mem", matrix.bias.start + 4 * cols * first, 4 * cols * tiles)
         self.load(part, Value(0), part.size, used, 1, 0, 0, LoadFormat.FP32, "biases")
         return {"reads": [used], "add": Add.ROW, "row": used.start, "row_m": 0}
@@ -182,9 +182,7 @@ class Block:
 
     def chunks(self, matrix: Matrix, limit: int | None = None) -> list[tuple[int, int]]:
         """Cut a matrix's output tiles into passes of about one size, of `limit` at most: (first tile, tiles)."""
-        total, align = matrix.shape.n_tiles, 1
-        while 4 * self.config.cols * align % self.config.bus_bytes:
-            align *= 2
+        total, align = matrix.shape.n_tiles, tile_step(self.config)
         most = min(self.plan.chunk_tiles, limit or self.plan.chunk_tiles)
         most = max(most // align * align, align)
         step = round_up(ceil_div(total, ceil_div(total, most)), align)

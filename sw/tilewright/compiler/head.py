@@ -54,7 +54,7 @@ class HeadBlock(NormBlock):
         )
 
     def hidden(self, row: int, rows: int, at_row: int) -> None:
-        """Final norm of all rows; `rows` of them from `row` on are stored, from row `at_row` of the logits on: float32."""
+        """Final norm of all rows; float32 rows of `rows` of them go to row `at_row` of the logits on."""
         plan, image = self.plan, self.image
         source = plan.x
         if self.spec.final_norm:

@@ -114,6 +114,14 @@ def run_words(n: int, element: int, config: AcceleratorConfig) -> int:
     return ceil_div(round_up(n * element, config.bus_bytes) // element, config.lanes)
 
 
+def tile_step(config: AcceleratorConfig) -> int:
+    """Output tiles whose column scales fill whole bus words: a pass of a product begins at a multiple of it."""
+    step = 1
+    while 4 * config.cols * step % config.bus_bytes:
+        step *= 2
+    return step
+
+
 @dataclass(frozen=True)
 class Blocks:
     """How rows are cut: blocks of so many rows, one after another, of which `lanes` are at work at a time."""
@@ -260,16 +268,18 @@ def _place(
     tile_words = c // lanes
     widest = ceil_div(max(total_heads * head * lanes, spec.ffn, spec.dim, spec.vocab), c)
     # With several lanes a pass takes its share of a bank: short passes let another lane's chain of small steps through.
-    share = max(config.acc_rows // sharing // (m * parts), 1)
-    chunk = min(share, (param.size - param.top) // (2 * tile_words), widest)
+    share = max(config.acc_rows // sharing // (m * parts), tile_step(config))
+    chunk = min(share, config.acc_rows // (m * parts), (param.size - param.top) // (2 * tile_words))
+    chunk = min(chunk, round_up(widest, tile_step(config)))
     has_bias = spec.qkv_bias or spec.ffn_bias
     # Attention's scores and output are dead where biases are added.
     late = Space("row", row.size, max(qkv.end, hidden.end))
     if has_bias:
         chunk = min(chunk, (late.size - late.top) // (2 * tile_words))
-    chunk = min(chunk, tiling.chunk_tiles or chunk)
+    chunk = min(chunk, max(tiling.chunk_tiles or chunk, tile_step(config)))
     if kv > 1 and chunk < min(FEW_TILES, widest, share, tiling.chunk_tiles or FEW_TILES):
         raise InputError(f"{kv} KV heads leave too little room for a matrix product's columns")
+    chunk = chunk // tile_step(config) * tile_step(config)
     if chunk < 1:
         raise InputError(f"a block of {m} rows leaves no room for a matrix product's columns")
     scales = (param.take(chunk * tile_words, "scales"), param.take(chunk * tile_words, "scales"))
