@@ -58,8 +58,9 @@ def neg(a: int) -> int:
     return a ^ 1 << 23 if a else 0
 
 
-def f2i8(x: int) -> int:
-    return min(127, max(-127, rne(value(x))))
+def f2i(x: int, limit: int) -> int:
+    """Return x rounded to an integer and clipped to +-limit."""
+    return min(limit, max(-limit, rne(value(x))))
 
 
 def scale2(x: int, k: int) -> int:
@@ -157,6 +158,13 @@ def sigmoid(x: int) -> int:
     j, d = u >> 7, u & 127
     y = _SIGMOID[j] + (((_SIGMOID[j + 1] - _SIGMOID[j]) * d + 64) >> 7)
     return encode(Fraction(y, 65536))
+
+
+def table(x: int, segments: list[tuple[int, int]], a: int, b: int) -> int:
+    """Return the loaded function: segments (value, step), input shift a, output shift b."""
+    u = min(32767, max(-32768, rne(value(x) * Fraction(2) ** (a - 8)))) + 32768
+    v, step = segments[u >> 7]
+    return scale2(encode(v + ((step * (u & 127) + 64) >> 7)), -b)
 
 
 def align(x: int, exponent: int) -> int:

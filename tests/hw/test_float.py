@@ -48,7 +48,7 @@ def test_negative_zero_operands(block):
 
 @pytest.mark.parametrize(
     ("width", "signed"),
-    [(2, True), (8, True), (17, False), (24, True), (32, True), (49, True), (64, True), (64, False)],
+    [(2, True), (8, True), (17, False), (24, True), (32, True), (40, True), (49, True), (64, True), (64, False)],
 )
 def test_int_to_float(width, signed):
     rng = random.Random(SEED + width)
@@ -71,14 +71,17 @@ def test_int_to_float_width(width, error):
         gateware.IntToFloat(width)
 
 
-def test_float_to_int8():
+@pytest.mark.parametrize(("wide", "limit"), [(0, 127), (1, 16383)])
+def test_float_to_int(wide, limit):
     rng = random.Random(SEED)
-    values = f24.EDGES + [f24.random_f24(rng, 120, 140) for _ in range(3000)]
-    for n in range(-130, 131):  # every tie and its neighbours
+    values = f24.EDGES + [f24.random_f24(rng, 120, 145) for _ in range(3000)]
+    near = [*range(-130, 131), *range(limit - 3, limit + 4), *range(-limit - 3, 4 - limit), *rng.sample(range(limit), 50)]
+    for n in near:  # ties and their neighbours
         for half in (2 * n - 1, 2 * n, 2 * n + 1):
             x = f24.encode(half) - (1 << 15) if half else 0
             values += [x, x + 1, x - 1] if half else [0]
-    f24.check(gateware.FloatToInt8(), lambda i: f24.f2i8(i), [{"i": v} for v in values])
+    vectors = [{"i": v, "wide": wide} for v in values]
+    f24.check(gateware.FloatToInt(), lambda i, wide: f24.f2i(i, limit), vectors)
 
 
 def test_scale2():
@@ -136,4 +139,4 @@ def test_reference_is_what_the_golden_model_computes():
         want = [float(f24.value(getattr(f24, name)(**v))) for v in vectors]
         assert getattr(formats, name)(a, b).tolist() == want
     assert formats.bf16(a).tolist() == [float(f24.value(f24.bf16(v["a"]))) for v in vectors]
-    assert formats.quantise(a).tolist() == [f24.f2i8(v["a"]) for v in vectors]
+    assert formats.quantise(a).tolist() == [f24.f2i(v["a"], 127) for v in vectors]

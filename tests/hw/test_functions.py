@@ -5,6 +5,7 @@ import random
 import f24
 import pytest
 
+from tilewright_hw.arch.isa import Func
 from tilewright_hw.gateware import functions, tables
 
 SEED = 31
@@ -68,10 +69,66 @@ def test_exp2_every_significand(exponent):
     f24.check(functions.Exp2(), lambda i: f24.exp2(i), vectors(values))
 
 
+def constants(kind, a=0, b=0):
+    """Return what LaneFunction has to be told beside the argument."""
+    unit = functions.LaneFunction
+    if kind == Func.TABLE:
+        return {"kind": kind, "align": unit.TABLE_ALIGN - a, "exponent": unit.TABLE_EXPONENT - b}
+    return {"kind": kind, "align": unit.ALIGN, "exponent": unit.SIGMOID_EXPONENT}
+
+
 def test_exp2_and_sigmoid_take_turns():
     rng = random.Random(SEED + 1)
-    mixed = [{"i": f24.random_f24(rng, 110, 135), "sigmoid": rng.getrandbits(1)} for _ in range(1500)]
-    f24.check(functions.Exp2Sigmoid(), lambda i, sigmoid: (f24.sigmoid if sigmoid else f24.exp2)(i), mixed)
+    references = {Func.EXP2: f24.exp2, Func.SIGMOID: f24.sigmoid}
+    kinds = [rng.choice(list(references)) for _ in range(1500)]
+    mixed = [{"i": f24.random_f24(rng, 110, 135)} | constants(kind) for kind in kinds]
+    f24.check(functions.LaneFunction(), lambda i, kind, align, exponent: references[kind](i), mixed)
+
+
+def random_segments(rng):
+    """Return a table: smooth, or of anything, the largest among it."""
+    if rng.random() < 0.3:
+        edges = [(v, s) for v in (-(1 << 19), (1 << 19) - 1, 0, -1, 1) for s in (-2048, 2047, 0, 1, -1)]
+        return [rng.choice(edges) for _ in range(512)]
+    value = [rng.getrandbits(rng.randint(1, 19)) * rng.choice((-1, 1)) for _ in range(512)]
+    return [(v, rng.randint(-2048, 2047)) for v in value]
+
+
+def table_arguments(rng, a, count):
+    """Return arguments within the segments' range and around its ends, ties of the fixed point among them."""
+    values = [0, *f24.EDGES]
+    for _ in range(count):
+        code = rng.choice((rng.randint(-66000, 66000), rng.randint(-300, 300), 32767, -32768))
+        near = f24.encode(f24.Fraction(2 * code + rng.choice((0, 1)), 2) * f24.Fraction(2) ** (8 - a))
+        values += [near, near + 1, max(near - 1, 0)] if near else [0]
+    return [x if x >> 15 & 255 else 0 for x in values if x >> 15 & 255 < 255]
+
+
+@pytest.mark.parametrize(("a", "b"), [(19, 16), (0, 0), (31, -128), (17, 127), (8, -110), (21, 126)])
+def test_table(a, b):
+    rng = random.Random(SEED + a)
+    segments = random_segments(rng)
+    idle = constants(Func.TABLE, a, b)
+    writes = [
+        idle | {"write": {"en": 1, "addr": j, "data": {"value": v, "step": s}}} for j, (v, s) in enumerate(segments)
+    ]
+    still = {"write": {"en": 0, "addr": 0, "data": {"value": 0, "step": 0}}}
+    values = table_arguments(rng, a, 250)
+    dut = functions.LaneFunction()
+    got = f24.run_pipeline(
+        dut,
+        dut.TABLE_LATENCY,
+        [*writes, *(idle | still | {"i": x} for x in values)],
+        lambda ctx: ctx.get(dut.o_table),
+    )
+    for x, y in zip(values, got[len(writes) :], strict=True):
+        assert y == f24.table(x, segments, a, b), f"table({x:#x}), a {a}, b {b}"
+
+
+def test_table_is_zero_at_first():
+    dut = functions.LaneFunction()
+    values = [{"i": i} | constants(Func.TABLE) for i in f24.EDGES]
+    assert set(f24.run_pipeline(dut, dut.TABLE_LATENCY, values, lambda ctx: ctx.get(dut.o_table))) == {0}
 
 
 def test_reciprocal():
@@ -117,7 +174,7 @@ def test_reference_is_what_the_golden_model_computes():
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        (functions.Exp2Sigmoid, r"^Function must be 'exp2', 'sigmoid' or None, not 'tanh'$"),
+        (functions.LaneFunction, r"^Function must be 'exp2', 'sigmoid' or None, not 'tanh'$"),
         (functions.ReciprocalUnit, r"^Function must be 'recip', 'rsqrt' or None, not 'tanh'$"),
     ],
 )

@@ -10,8 +10,10 @@ import pytest
 from amaranth import Elaboratable, Module
 from streams import simulate
 
-from tilewright_hw.gateware.float import FloatToInt8
-from tilewright_hw.gateware.lane import Addend, Lane, TokenPath
+from tilewright_hw.arch.isa import Func
+from tilewright_hw.gateware.float import FloatToInt
+from tilewright_hw.gateware.functions import LaneFunction
+from tilewright_hw.gateware.lane import Addend, Factor, Lane, TokenPath
 from tilewright_hw.gateware.results import ValidLanes
 from tilewright_hw.gateware.ring import Ring
 from tilewright_hw.gateware.vector_memory import VectorMemory
@@ -21,13 +23,31 @@ TOKEN = {"valid": 1, "row_end": 1, "outer_end": 1, "last": 1}
 STAGES = ("acc", "mul1", "mul2", "add", "func", "mul3")
 
 
-def lane_reference(path, acc, operand, scalar, param, row):
-    x = f24.encode(acc) if path["acc"] else operand
+FUNCTIONS = {Func.EXP2: f24.exp2, Func.SIGMOID: f24.sigmoid, Func.TABLE: lambda x: 0}  # nothing was loaded
+
+
+def lane_reference(path, high, acc, operand, scalar, param, stat, row):
+    x = f24.encode(128 * high + acc) if path["acc"] else operand
     x = f24.mul(x, scalar) if path["mul1"] else x
     x = f24.mul(x, param) if path["mul2"] else x
-    x3 = f24.add(x, row) if path["add"] else x
-    x4 = f24.exp2(x3) if path["func"] else x3
-    return f24.mul(x4, row) if path["mul3"] else x4
+    addends = {Addend.ROW: row, Addend.STAT: stat, Addend.PARAM: param}
+    x3 = f24.add(x, addends[path["addend"]]) if path["add"] else x
+    x4 = FUNCTIONS[path["kind"]](x3) if path["func"] else x3
+    factors = {Factor.X3: x3, Factor.ROW: row, Factor.PARAM: param}
+    return f24.mul(x4, factors[path["factor"]]) if path["mul3"] else x4
+
+
+def random_choices(rng, used):
+    """Return the rest of a path with these stages."""
+    kind = rng.choice(list(FUNCTIONS))
+    return {
+        "addend": rng.choice([Addend.ROW, Addend.STAT, Addend.PARAM]),
+        "factor": rng.choice([Factor.ROW, Factor.PARAM] + [Factor.X3] * (not used["func"])),
+        "kind": kind,
+        "table": used["func"] and kind == Func.TABLE,
+        "wide": used["acc"] and rng.randint(0, 1),
+        "quantise16": rng.randint(0, 1),
+    }
 
 
 class LaneWithTokens(Elaboratable):
@@ -45,6 +65,8 @@ class LaneWithTokens(Elaboratable):
             self.lane.load_x3.eq(self.tokens.x3.valid),
             self.lane.load_x5.eq(self.tokens.x5.valid),
             self.lane.keep.eq(1),
+            self.lane.align.eq(LaneFunction.ALIGN),
+            self.lane.exponent.eq(LaneFunction.SIGMOID_EXPONENT),
         ]
         return m
 
@@ -58,12 +80,15 @@ def test_every_path():
 
     async def bench(ctx):
         for used in itertools.product((0, 1), repeat=len(STAGES)):
-            path = dict(zip(STAGES, used, strict=True)) | {"addend": Addend.ROW, "factor_row": 1}
+            path = dict(zip(STAGES, used, strict=True))
+            path |= random_choices(rng, path)
             acc = rng.randrange(-(1 << 31), 1 << 31)
-            operands = [f24.random_f24(rng, 120, 132) for _ in range(4)]
+            high = path["wide"] and rng.randrange(-(1 << 31), 1 << 31)
+            operands = [f24.random_f24(rng, 120, 132) for _ in range(5)]
             ctx.set(tokens.path, path)
             ctx.set(lane.acc, acc)
-            for name, value in zip(("operand", "scalar", "param", "row"), operands, strict=True):
+            ctx.set(lane.high, high)
+            for name, value in zip(("operand", "scalar", "param", "stat", "row"), operands, strict=True):
                 ctx.set(getattr(lane, name), value)
             ctx.set(tokens.issue, TOKEN)
             await ctx.tick()
@@ -74,10 +99,10 @@ def test_every_path():
                 seen += 1
                 assert seen < 60, path
             await ctx.tick()
-            want = lane_reference(path, acc, *operands)
+            want = lane_reference(path, high, acc, *operands)
             assert ctx.get(lane.x5) == want, path
-            await ctx.tick().repeat(FloatToInt8.LATENCY)
-            assert ctx.get(lane.int8) == f24.f2i8(want)
+            await ctx.tick().repeat(FloatToInt.LATENCY)
+            assert ctx.get(lane.integer) == f24.f2i(want, 16383 if path["quantise16"] else 127)
             assert not ctx.get(tokens.x5.valid)
 
     simulate(dut, bench)

@@ -8,10 +8,11 @@ import pytest
 from amaranth.utils import ceil_log2
 
 from tilewright_hw.arch.isa import Reduce
-from tilewright_hw.gateware.reduce import AlignToInt, MaxTree, RowReduce, RowScalar, Square, SumTree
+from tilewright_hw.gateware.reduce import AlignToInt, MaxTree, RowReduce, RowScalar, Square, SumTree, Variance
 
 SEED = 77
-SUMS = (Reduce.EXPSUM, Reduce.SUMSQ, Reduce.SUM)
+SUMS = (Reduce.EXPSUM, Reduce.SUMSQ, Reduce.SUM, Reduce.VAR)
+ORDERED = (Reduce.MAX, Reduce.ARGMAX)
 
 
 @pytest.mark.parametrize("lanes", [2, 3, 8, 16])
@@ -19,7 +20,10 @@ def test_trees(lanes):
     rng = random.Random(SEED)
     rows = [[rng.choice((0, (1 << 24) - 1, rng.getrandbits(24))) for _ in range(lanes)] for _ in range(100)]
     tree = MaxTree(lanes=lanes)
-    assert f24.run_pipeline(tree, tree.latency, [{"i": row} for row in rows]) == [max(row) for row in rows]
+    found = f24.run_pipeline(
+        tree, tree.latency, [{"i": row} for row in rows], lambda ctx: (ctx.get(tree.o), ctx.get(tree.lane))
+    )
+    assert found == [(max(row), row.index(max(row))) for row in rows]
     rows = [[rng.choice((-(1 << 16), (1 << 16) - 1, rng.randint(-9, 9))) for _ in range(lanes)] for _ in range(100)]
     tree = SumTree(lanes=lanes, width=17)
     assert f24.run_pipeline(tree, tree.latency, [{"i": row} for row in rows]) == [sum(row) for row in rows]
@@ -43,34 +47,55 @@ def test_square():
     f24.check(Square(), lambda i: i * i, [{"i": v} for v in values])
 
 
+def test_variance():
+    rng = random.Random(SEED)
+    cases = [(1, 0, 0), (32767, 32767 * 65535**2, 32767 * 65535), (32767, 32767 * 65535**2, -32767 * 65535)]
+    for _ in range(300):
+        top = rng.choice((3, 1000, 65535))
+        numbers = [rng.randint(-top, top) for _ in range(rng.randint(1, 40))]
+        cases.append((len(numbers), sum(x * x for x in numbers), sum(numbers)))
+    cases += [(n, (n - 1) * 65535**2, (n - 1) * 65535) for n in (2, 3, 32767)]
+    vectors = [{"n": n, "i_squares": squares, "i_sum": total} for n, squares, total in cases]
+    f24.check(Variance(), lambda n, i_squares, i_sum: n * i_squares - i_sum**2, vectors)
+
+
+def best_reference(places, origin, merged):
+    """Return maximum and index of (place, element) pairs, after the entry `merged` if there is one."""
+    a, b = merged or (None, origin)
+    for place, x in places:
+        if a is None or f24.value(x) > f24.value(a):
+            a, b = x, (origin + place) % (1 << 24)
+    return a or 0, b
+
+
 def reduce_reference(kind, rows, exponent):
     """Return the value of one entry; rows: elements that take part."""
     match kind:
-        case Reduce.MAX:
-            return max(rows, key=f24.value, default=0)
         case Reduce.ABSMAX | Reduce.QSCALE:
             return max((x & 0x7FFFFF for x in rows), default=0)
         case Reduce.EXPSUM:
             return sum(f24.unit_to_int(x) for x in rows)
-        case Reduce.SUMSQ:
+        case Reduce.SUMSQ | Reduce.VAR:
             return sum(f24.align(x, exponent) ** 2 for x in rows)
         case Reduce.SUM:
             return sum(f24.align(x, exponent) for x in rows) % (1 << 64)
 
 
-def beats_of(rng, kind, lanes, row, exponent):
-    """Return the beats of one row, elements left out with their keep bit 0 and the value +0, gaps between them."""
+def beats_of(rng, lanes, rows, source):
+    """Return the beats of an entry's rows, elements left out (None) with their keep bit 0 and the value +0, and gaps."""
     beats = []
-    for start in range(0, max(1, len(row)), lanes):
-        part = row[start : start + lanes]
+    places = [(r, start) for r, row in enumerate(rows) for start in range(0, max(1, len(row)), lanes)]
+    for r, start in places:
+        part = rows[r][start : start + lanes]
         keep = [int(x is not None) for x in part] + [0] * (lanes - len(part))
         beat = {
             "valid": 1,
-            "first": int(start == 0),
-            "last": int(start + lanes >= len(row)),
+            "first": int((r, start) == places[0]),
+            "last": int((r, start) == places[-1]),
+            "row_end": int(start + lanes >= len(rows[r])),
             "data": [x or 0 for x in part] + [0] * (lanes - len(part)),
             "keep": sum(bit << n for n, bit in enumerate(keep)),
-            "exponent": exponent,
+            "source": {"a": source[0], "b": source[1]},
         }
         beats.append(beat)
         long = rng.random() < 0.02  # enough to fall asleep in
@@ -79,38 +104,67 @@ def beats_of(rng, kind, lanes, row, exponent):
     return beats
 
 
+def random_row(rng, kind, lanes, exponent):
+    """Return some elements, None for those that take no part; all of them negative, or all, at times."""
+    centre = 127 if kind == Reduce.EXPSUM else max(1, exponent)
+    low, high = max(1, centre - 17), centre
+    row = [None if rng.random() < 0.1 else f24.random_f24(rng, low, high) for _ in range(rng.randint(1, 4 * lanes))]
+    if rng.random() < 0.3:
+        row = [x and x | 1 << 23 for x in row]
+    if kind in ORDERED and rng.random() < 0.3:  # the same maximum more than once
+        row = [rng.choice(row[:2]) for _ in row]
+    return [None] * len(row) if rng.random() < 0.05 else row
+
+
+KINDS = [k for k in Reduce if k != Reduce.NONE]
+
+
 @pytest.mark.parametrize("lanes", [2, 3, 8])
-@pytest.mark.parametrize("kind", [k for k in Reduce if k != Reduce.NONE])
-def test_row_reduce(kind, lanes):
+@pytest.mark.parametrize(("kind", "merge"), [*((k, 0) for k in KINDS), *((k, 1) for k in ORDERED)])
+def test_row_reduce(kind, merge, lanes):
     rng = random.Random(SEED + lanes)
     beats, want = [], []
-    for _ in range(60):
+    origin = rng.choice((0, (1 << 24) - 9, rng.getrandbits(24)))
+    for _ in range(50):
         exponent = rng.choice((0, rng.randint(1, 254), rng.randint(110, 140)))
-        centre = 127 if kind == Reduce.EXPSUM else max(1, exponent)
-        low, high = max(1, centre - 17), centre
-        row = [None if rng.random() < 0.1 else f24.random_f24(rng, low, high) for _ in range(rng.randint(1, 4 * lanes))]
-        if rng.random() < 0.3:
-            row = [x and x | 1 << 23 for x in row]
-        beats += beats_of(rng, kind, lanes, row, exponent)
-        want.append((reduce_reference(kind, [x for x in row if x is not None], exponent), exponent))
+        source = (exponent and exponent << 15 | rng.choice((0, 1 << 23)) | rng.getrandbits(15), rng.getrandbits(24))
+        rows = [random_row(rng, kind, lanes, exponent) for _ in range(rng.choice((1, 1, 3)))]
+        beats += beats_of(rng, lanes, rows, source)
+        present = [(i, x) for row in rows for i, x in enumerate(row) if x is not None]
+        numbers = [x for _, x in present]
+        second = None
+        if kind in ORDERED:
+            value, index = best_reference(present, origin, source if merge else None)
+            second = index if kind == Reduce.ARGMAX else None
+        else:
+            value = reduce_reference(kind, numbers, exponent)
+        if kind == Reduce.VAR:
+            second = sum(f24.align(x, exponent) for x in numbers) % (1 << 32)
+        want.append((value, second, exponent))
 
     dut = RowReduce(lanes=lanes)
     assert dut.latency(kind) == 1 + ceil_log2(lanes) + 3 * (kind in SUMS)
     outputs = f24.run_pipeline(
         dut,
         dut.latency(kind),
-        [{"kind": kind, "i": beat} for beat in beats],
-        lambda ctx: (ctx.get(dut.o.valid), ctx.get(dut.o.value), ctx.get(dut.o.exponent)),
+        [{"kind": kind, "merge": merge, "origin": origin, "i": beat} for beat in beats],
+        lambda ctx: tuple(ctx.get(x) for x in (dut.o.valid, dut.o.value, dut.o.second, dut.o.exponent)),
     )
-    assert [bool(valid) for valid, _, _ in outputs] == [bool(b["valid"] and b["last"]) for b in beats]
-    assert [(value, exponent) for valid, value, exponent in outputs if valid] == want
+    assert [bool(valid) for valid, *_ in outputs] == [bool(b["valid"] and b["last"]) for b in beats]
+    got = [rest for valid, *rest in outputs if valid]
+    for (value, second, exponent), mine in zip(want, got, strict=True):
+        assert mine == [value, mine[1] if second is None else second, exponent]
 
 
-def entry_reference(kind, value, exponent, const1, const2, scale16):
+def entry_reference(kind, row, const1, const2, scale16, n):
     """Return the statistics entry (a, b)."""
+    value, second, exponent = row
+    mean_shift = exponent - 127 - 15
     match kind:
         case Reduce.MAX | Reduce.ABSMAX:
             return value, 0
+        case Reduce.ARGMAX:
+            return value, second
         case Reduce.QSCALE:
             s = f24.mul(value, const1)
             s = f24.bf16(s) if scale16 else s
@@ -118,35 +172,49 @@ def entry_reference(kind, value, exponent, const1, const2, scale16):
         case Reduce.EXPSUM:
             return f24.recip(f24.scale2(f24.encode(value), -24)), 0
         case Reduce.SUMSQ:
-            mean = f24.mul(f24.scale2(f24.encode(value), 2 * (exponent - 127 - 15)), const1)
+            mean = f24.mul(f24.scale2(f24.encode(value), 2 * mean_shift), const1)
             return f24.rsqrt(f24.add(mean, const2)), 0
+        case Reduce.VAR:
+            v = f24.scale2(f24.encode(n * value - second**2), 2 * mean_shift)
+            r = f24.rsqrt(f24.add(f24.mul(f24.mul(v, const1), const1), const2))
+            return r, f24.mul(f24.neg(f24.mul(f24.scale2(f24.encode(second), mean_shift), const1)), r)
         case Reduce.SUM:
-            return f24.mul(f24.scale2(f24.encode(value), exponent - 127 - 15), const1), 0
+            return f24.mul(f24.scale2(f24.encode(value), mean_shift), const1), 0
 
 
-def row_values(rng, kind, count):
-    """Return (value, exponent) of random rows."""
-    for n in range(count):
+def row_values(rng, kind, count, n):
+    """Return (value, second, exponent) of random rows."""
+    for k in range(count):
         exponent = rng.choice((1, 254, rng.randint(1, 254), rng.randint(110, 140)))
+        second = rng.getrandbits(24) if kind == Reduce.ARGMAX else 0
         if kind not in SUMS:
-            value = f24.EDGES[n] if n < len(f24.EDGES) else f24.random_f24(rng)
-        elif n == 0:
+            value = f24.EDGES[k] if k < len(f24.EDGES) else f24.random_f24(rng)
+        elif k == 0:
             value, exponent = 0, 0
+        elif kind == Reduce.VAR:
+            middle, spread = rng.randint(-65535, 65535), rng.choice((0, 1, 100, 65535))
+            numbers = [min(65535, max(-65535, middle + rng.randint(-spread, spread))) for _ in range(n)]
+            value, second = sum(x * x for x in numbers), sum(numbers)
         else:
             value = rng.getrandbits(rng.randint(1, 62)) * (rng.choice((-1, 1)) if kind == Reduce.SUM else 1)
-        yield value if kind != Reduce.QSCALE and kind != Reduce.ABSMAX else value & 0x7FFFFF, exponent
+        yield value if kind != Reduce.QSCALE and kind != Reduce.ABSMAX else value & 0x7FFFFF, second, exponent
 
 
 @pytest.mark.parametrize("scale16", [0, 1])
-@pytest.mark.parametrize("kind", [k for k in Reduce if k != Reduce.NONE])
+@pytest.mark.parametrize("kind", KINDS)
 def test_row_scalar(kind, scale16):
     rng = random.Random(SEED + kind + scale16)
-    const1 = f24.encode(Fraction(1, rng.choice((127, 64, 288))))
+    n = rng.choice((127, 64, 288))
+    const1 = f24.encode(Fraction(1, n))
     const2 = f24.encode(Fraction(1, 100000), bits=8)
-    rows = list(row_values(rng, kind, 300))
+    rows = list(row_values(rng, kind, 300, n))
     dut = RowScalar()
     gap = range(100, 160)  # long enough to fall asleep in
-    valid = [int(rng.random() < 0.8 and n not in gap) for n in range(len(rows))]
+    valid = [int(rng.random() < 0.8 and k not in gap) for k in range(len(rows))]
+    if kind == Reduce.VAR:  # two cycles apart
+        for k in range(1, len(rows)):
+            valid[k] &= not valid[k - 1]
+    valid[-1] = 0  # it stays at the ports while the others come out
     outputs = f24.run_pipeline(
         dut,
         dut.latency(kind),
@@ -155,19 +223,23 @@ def test_row_scalar(kind, scale16):
                 "kind": kind,
                 "const1": const1,
                 "const2": const2,
+                "n": n,
                 "scale16": scale16,
-                "i": {"valid": v, "value": value % (1 << 64), "exponent": exponent},
+                "i": {
+                    "valid": v,
+                    "value": value % (1 << 64),
+                    "second": second % (1 << 32),
+                    "exponent": exponent,
+                },
             }
-            for v, (value, exponent) in zip(valid, rows, strict=True)
+            for v, (value, second, exponent) in zip(valid, rows, strict=True)
         ],
         lambda ctx: (ctx.get(dut.o.valid), ctx.get(dut.o.a), ctx.get(dut.o.b)),
     )
-    for v, (value, exponent), (out, a, b) in zip(valid, rows, outputs, strict=True):
+    for v, row, (out, a, b) in zip(valid, rows, outputs, strict=True):
         assert out == v
-        if not v:
-            continue
-        want = entry_reference(kind, value, exponent, const1, const2, scale16)
-        assert (a, b) == want, f"{kind.name} of {value:#x}, exponent {exponent}"
+        if v:
+            assert (a, b) == entry_reference(kind, row, const1, const2, scale16, n), f"{kind.name} of {row}"
 
 
 @pytest.mark.parametrize(("name", "arguments"), [("MaxTree", {}), ("SumTree", {"width": 8}), ("RowReduce", {})])

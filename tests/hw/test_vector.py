@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 from amaranth.sim import Simulator
-from streams import Stall
+from streams import Stall, put
 from vector_model import (
     LOADED,
     ONES,
@@ -19,6 +19,7 @@ from vector_model import (
     fraction,
     random_float,
     random_integer,
+    random_segments,
     random_vector,
     seed_statistics,
     show,
@@ -27,8 +28,8 @@ from vector_model import (
 
 from tilewright_hw.arch import PRESETS, AcceleratorConfig
 from tilewright_hw.arch.isa import Add, Dest, Func, Mul, Reduce, Scale, Source
-from tilewright_hw.gateware.float import FloatAdd, FloatMul, FloatToInt8, IntToFloat
-from tilewright_hw.gateware.functions import Exp2Sigmoid
+from tilewright_hw.gateware.float import FloatAdd, FloatMul, FloatToInt, IntToFloat
+from tilewright_hw.gateware.functions import LaneFunction
 from tilewright_hw.gateware.reduce import RowScalar
 from tilewright_hw.gateware.vector import VectorUnit
 
@@ -62,6 +63,7 @@ class Bench:
         self.accepted: list[int] = []
         self.finished: list[int] = []
         self.loads = {"row": [], "param": []}
+        self.tables = []
         self.model.acc = {
             (bank, row): [random_integer(self.rng) for _ in range(config.cols)]
             for bank in range(2)
@@ -71,6 +73,10 @@ class Bench:
     def load(self, name: str, address: int, word: list[int]) -> None:
         """Have a word loaded beside the next instruction, which must not use it."""
         self.loads[name].append((address, word))
+
+    def load_table(self) -> None:
+        """Have a random table loaded beside the next instruction, which must not use it."""
+        self.tables.append((random_segments(self.rng), self.rng.randint(12, 26), self.rng.randint(0, 24)))
 
     def run(self, *script, eager: bool = False) -> None:
         """Run: each step is an instruction, or a function called between instructions that may return one.
@@ -84,6 +90,8 @@ class Bench:
                 self.commands += script
                 for name, loads in self.loads.items():
                     getattr(self.model, name).update(loads)
+                for segments, *shifts in self.tables:
+                    self.model.segments, self.model.shifts = segments, shifts
                 for fields in script:
                     execute(fields, self.model)
                 await self._wait(ctx, lambda: len(self.finished) == len(script), "not all done")
@@ -100,6 +108,7 @@ class Bench:
             sim.add_testbench(background, background=True)
         for name in self.loads:
             sim.add_testbench(partial(self._load, name=name), background=True)
+        sim.add_testbench(self._load_table, background=True)
         sim.add_testbench(main)  # last: at a done, the others have seen what came with it
         sim.run()
 
@@ -140,7 +149,7 @@ class Bench:
         assert self.act == self.model.act, text
         # What was pushed may still wait in the FIFO, and loads go on.
         await self._wait(ctx, lambda: len(self.store) >= len(self.model.store), f"words missing: {text}")
-        await self._wait(ctx, lambda: not any(self.loads.values()), "loads do not end")
+        await self._wait(ctx, lambda: not any(self.loads.values()) and not self.tables, "loads do not end")
         got, want = self.store[before:], self.model.store[before:]
         if raw:  # lanes past n are as they come
             got, want = self._cut(got, raw), self._cut(want, raw)
@@ -199,6 +208,22 @@ class Bench:
             memory[address] = word
             self.loads[name].pop(0)
 
+    async def _load_table(self, ctx):
+        """Load tables as the reader does: one segment after another, LOAD's `dst` beside each."""
+        stream, stall = self.dut.i_table, Stall(self.rng.random(), self.stall / 4)
+        while True:
+            if not self.tables:
+                await ctx.tick()
+                continue
+            segments, a, b = self.tables[0]
+            words = [
+                {"data": v << 12 & 0xFFFFF000 | s & 0xFFF, "shifts": b << 8 | a, "last": j == 511}
+                for j, (v, s) in enumerate(segments)
+            ]
+            await put(ctx, stream, words, stall)
+            self.model.segments, self.model.shifts = segments, (a, b)
+            self.tables.pop(0)
+
     def word(self, spread: int = 6) -> list[int]:
         return [random_float(self.rng, spread) for _ in range(self.config.lanes)]
 
@@ -209,6 +234,7 @@ class Bench:
         self.load("row", ONES, [fraction(1)] * self.config.lanes)
         for address in range(64):
             self.load("param", address, self.word())
+        self.load_table()
 
     def wait_loads(self):
         """A short instruction that reads nothing loaded; the bench waits for all loads at its end."""
@@ -238,6 +264,8 @@ def run_random(config, count, seed, stall):
         if not reads:
             for address in rng.sample(LOADED, rng.randrange(8)):
                 bench.load("row", address, bench.word(rng.choice([2, 6, 40])))
+        if f["func"] != Func.TABLE and rng.random() < 0.02:
+            bench.load_table()
         return f
 
     checks = [bench.read_back(RESULTS), *bench.read_stat(range(64))]
@@ -282,7 +310,8 @@ def float32(x: float) -> int:
 def rows(config, m, n, **fields):
     """Return an instruction on m contiguous rows of n elements; `src` and `dst` are the first words."""
     words = -(-n // config.lanes)
-    dst_words = -(-n // config.rows) if fields.get("dest") == Dest.ACT else words
+    units = {Dest.ACT: 1, Dest.ACT16: 2}.get(fields.get("dest"))
+    dst_words = -(-n // config.rows) * units if units else words
     src_words = -(-n // config.cols) if fields["source"] == Source.ACC else words
     strides = {"src_m": src_words, "src_n": 1, "row_m": words, "dst_m": dst_words, "stat_m": 1, "red_m": 1}
     return vector(n=n, m=m, **strides | fields)
@@ -336,6 +365,23 @@ def layer(config):
             const1=float32(1 / 127), red=40, red_m=1,
         ),
         "logits": rows(config, 1, n, **dequantise, stat=16, dest=Dest.STORE_FP32),
+        "centre": rows(
+            config, 3, n, source=row, src=100, reduce=Reduce.VAR, red=44, dest=Dest.NONE, **norm,
+        ),
+        "layer norm": rows(
+            config, 3, n, source=row, src=100, stat=44, scale=Scale.STAT_A, add=Add.STAT_B, mul=Mul.PARAM, par=4,
+            dest=Dest.ROW, dst=130, red=16, **quantise | {"const1": float32(1 / 16383)},
+        ),
+        "to pairs": rows(config, 3, n, source=row, src=130, stat=16, scale=Scale.STAT_A, dest=Dest.ACT16, dst=20),
+        "bias, table": rows(
+            config, 3, n, source=acc, wide=1, src_n=2, scale=Scale.STAT_B, stat=16, add=Add.PARAM, func=Func.TABLE,
+            dest=Dest.ROW, dst=190, mul=Mul.SELF,
+        ),
+        "token": rows(config, 3, n, source=row, src=190, reduce=Reduce.ARGMAX, red=48, const1=77 << 8),
+        "token, on": rows(
+            config, 3, n, source=row, src=100, reduce=Reduce.ARGMAX, merge=1, stat=48, red=48, const1=177 << 8,
+        ),
+        "store token": vector(m=3, source=Source.STAT, stat=48, stat_m=1, dest=Dest.STORE_RAW),
         "integers": rows(config, 3, n, source=acc, dest=Dest.STORE_RAW),
     }  # fmt: skip
     return steps
@@ -349,15 +395,21 @@ def test_layer(name):
     bench.run(bench.fill, bench.wait_loads, *seed_statistics(config), *layer(config).values(), *checks)
 
 
-I2F, MUL, ADD, FUNC = 1 + IntToFloat.LATENCY, FloatMul.LATENCY, FloatAdd.LATENCY, Exp2Sigmoid.LATENCY
+I2F, MUL, ADD, FUNC = 1 + IntToFloat.LATENCY, FloatMul.LATENCY, FloatAdd.LATENCY, LaneFunction.LATENCY
 DEQUANTISE = {"source": Source.ACC, "scale": Scale.STAT_B, "param": 1, "dest": Dest.ROW, "dst": 200}
 EXPONENTS = {"source": Source.ROW, "add": Add.NEG_STAT_A, "func": Func.EXP2, "reduce": Reduce.EXPSUM}
 OVERHEAD = {
     "copy": ({"source": Source.ROW, "dest": Dest.ROW, "dst": 200}, 0),
     "raw": ({"source": Source.ACC, "dest": Dest.STORE_RAW}, -2),
-    "quantise": ({"source": Source.ROW, "scale": Scale.STAT_A, "dest": Dest.ACT}, MUL + FloatToInt8.LATENCY),
+    "quantise": ({"source": Source.ROW, "scale": Scale.STAT_A, "dest": Dest.ACT}, MUL + FloatToInt.LATENCY),
     "dequantise": (DEQUANTISE, I2F + 2 * MUL),
     "residual": (DEQUANTISE | {"add": Add.ROW}, I2F + 2 * MUL + ADD),
+    "wide": (DEQUANTISE | {"wide": 1}, I2F + 2 * MUL + 1),
+    "bias": (DEQUANTISE | {"param": 0, "add": Add.PARAM}, I2F + MUL + ADD),
+    "table": (DEQUANTISE | {"func": Func.TABLE, "mul": Mul.SELF}, I2F + 3 * MUL + LaneFunction.TABLE_LATENCY),
+    "quantise16": ({"source": Source.ROW, "scale": Scale.STAT_A, "dest": Dest.ACT16}, MUL + FloatToInt.LATENCY + 1),
+    "argmax": (DEQUANTISE | {"reduce": Reduce.ARGMAX}, I2F + 2 * MUL + 3),
+    "variance": (DEQUANTISE | {"reduce": Reduce.VAR}, I2F + 2 * MUL + 6 + RowScalar.latency(Reduce.VAR)),
     "max": (DEQUANTISE | {"reduce": Reduce.MAX}, I2F + 2 * MUL + 3),
     "exponents": (EXPONENTS, ADD + FUNC + 6 + RowScalar.latency(Reduce.EXPSUM)),
     "scale": (DEQUANTISE | {"reduce": Reduce.QSCALE}, I2F + 2 * MUL + 3 + RowScalar.latency(Reduce.QSCALE)),
@@ -367,14 +419,21 @@ OVERHEAD = {
 
 @pytest.mark.parametrize(("n", "m"), [(24, 1), (1, 20), (4, 20)])
 def test_cycles(n, m):
-    """One word per cycle, rows of one word too; four cycles and the stages used are the way to done."""
+    """One word per cycle, rows of one word too; four cycles and the stages used are the way to done.
+
+    Two cycles per word where two accumulator rows are read or two activation words written, and one more per row of VAR.
+    """
     config = CONFIGS["8x8x4"]
     bench = Bench(config, SEED)
     cases = [rows(config, m, n, **fields) for fields, _ in OVERHEAD.values()]
     bench.run(bench.fill, bench.wait_loads, *cases)
     for latency, case, (_, overhead) in zip(bench.latency[1:], cases, OVERHEAD.values(), strict=True):
-        unit = config.rows if case["dest"] == Dest.ACT else config.lanes
+        unit = config.rows if case["dest"] in (Dest.ACT, Dest.ACT16) else config.lanes
         words = m * -(-n // unit) * unit // config.lanes
+        if case["wide"] or case["dest"] == Dest.ACT16:
+            words = 2 * words - 1
+        if case["reduce"] == Reduce.VAR:
+            words += m - 1
         assert latency == words + 4 + overhead, show(case)
 
 

@@ -16,7 +16,7 @@ __all__ = [
     "FloatAdd",
     "FloatMul",
     "FloatParts",
-    "FloatToInt8",
+    "FloatToInt",
     "IntToFloat",
     "RoundBf16",
     "Scale2",
@@ -25,6 +25,7 @@ __all__ = [
     "magnitude_key",
     "normalise",
     "order_key",
+    "round_up",
     "rounded",
     "shift_right",
 ]
@@ -102,21 +103,35 @@ def rounded(m, *, sign, exponent, fraction, up, nonzero, stages=2):
     return result
 
 
-def normalise(m, value, steps, *, name):
-    """Return `value` shifted left by those of `steps` whose leading bits are all zero, and the sum of the shifts."""
+def normalise(m, value, steps, *, name, sign=C(0, 1)):
+    """Return `value` shifted left by those of `steps` whose leading bits are all `sign`, and the sum of the shifts.
+
+    So a two's complement number without its sign bit may be normalised as it is, with no negation before: `value` ^
+    `sign` is one less than the magnitude of a negative number, and `round_up` makes up for that.
+    """
     width = len(value)
     shifts = []
     for step in steps:
         empty = Signal(name=f"{name}_empty{step}")
         shifted = Signal(width, name=f"{name}_shift{step}")
         m.d.comb += [
-            empty.eq(~value[width - step :].any()),
+            empty.eq(~(value[width - step :] ^ sign.replicate(step)).any()),
             shifted.eq(Mux(empty, Cat(C(0, step), value[: width - step]), value)),
         ]
         value = shifted
         shifts.append(empty)
     low = steps[-1].bit_length() - 1
     return value, Cat(C(0, low), *reversed(shifts))
+
+
+def round_up(below, last, sign=C(0, 1)):
+    """Return whether rounding to nearest even adds to the last place kept, `last`; `below` are the bits below it.
+
+    Of a negative number (`sign`) both are those of its ones' complement: the magnitude is one of the lowest bit more.
+    """
+    exact = (below + sign)[: len(below) + 1]
+    guard, sticky = exact[len(below) - 1], exact[: len(below) - 1].any()
+    return exact[len(below)] | (guard & (sticky | last))
 
 
 def shift_right(value, distance):
@@ -289,39 +304,44 @@ class IntToFloat(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        sign = self.i[-1] if self.signed else C(0, 1)
-        width = max(self.width, 24)
-        magnitude = Signal(self.width, reset_less=True)
-        m.d.sync += magnitude.eq(Mux(sign, -self.i, self.i))
+        # The number without its sign bit; the pipeline is in two's complement up to the last stage.
+        bits = self.width - self.signed
+        width = max(bits, 24)
+        number = Signal(self.width, reset_less=True)
+        m.d.sync += number.eq(self.i)
+        sign = number[-1] if self.signed else C(0, 1)
 
         steps = [1 << n for n in range(ceil_log2(width))]
         value, shift = normalise(
             m,
-            Cat(C(0, width - self.width), magnitude),
+            Cat(C(0, width - bits), number[:bits]),
             [n for n in reversed(steps) if n >= 8],
             name="coarse",
+            sign=sign,
         )
-        coarse = Signal(25, reset_less=True)  # fewer than 8 leading zeros; the lowest bit is sticky
+        coarse = Signal(25, reset_less=True)  # fewer than 8 leading sign bits; the lowest bit is sticky
         coarse_shift = Signal(range(width), reset_less=True)
         m.d.sync += [
             coarse.eq(Cat(value[: width - 24].any(), value[width - 24 :])),
             coarse_shift.eq(shift),
         ]
 
-        value, shift = normalise(m, coarse, (4, 2, 1), name="fine")
+        sign = delay(m, sign, 1, name="sign")
+        value, shift = normalise(m, coarse, (4, 2, 1), name="fine", sign=sign)
         fine = Signal(18, reset_less=True)
         exponent = Signal(8, reset_less=True)
         m.d.sync += [
-            fine.eq(Cat(value[:8].any(), value[8:])),
-            exponent.eq(127 + self.width - 1 - coarse_shift - shift),
+            fine.eq(Cat(value[:8].any(), value[8:]) ^ sign.replicate(18)),
+            exponent.eq(127 + bits - 1 - coarse_shift - shift),
         ]
+        sign = delay(m, sign, 1, name="sign_late")
         m.d.comb += self.o.eq(
             rounded(
                 m,
-                sign=delay(m, sign, 3, name="sign"),
+                sign=sign,
                 exponent=exponent,
                 fraction=fine[2:17],
-                up=fine[1] & (fine[0] | fine[2]),
+                up=round_up(fine[:2], fine[2], sign),
                 nonzero=fine[17],
                 stages=1,
             )
@@ -329,8 +349,8 @@ class IntToFloat(wiring.Component):
         return m
 
 
-class FloatToInt8(wiring.Component):
-    """o = min(127, max(-127, f2i(i))): F24 as int8, rounded to nearest even.
+class FloatToInt(wiring.Component):
+    """o = f2i(i), clipped to +-127, or with `wide` to +-16383: F24 as an integer, rounded to nearest even.
 
     Rigid pipeline, one result per cycle.
 
@@ -338,42 +358,48 @@ class FloatToInt8(wiring.Component):
     -------
     i : In(F24)
         Number.
-    o : Out(signed(8))
-        Integer within +-127, `LATENCY` cycles later.
+    wide : In(1)
+        Clip to 15 bits instead of 8; while the number is under way.
+    o : Out(signed(15))
+        Integer, `LATENCY` cycles later.
     """
 
     LATENCY = 2
     i: In(F24)
-    o: Out(signed(8))
+    wide: In(1)
+    o: Out(signed(15))
 
     def elaborate(self, platform):
         m = Module()
         x = FloatParts(self.i)
-        # At exponent 6 the integer part is the upper 7 bits of the significand.
-        shifted, lost = shift_right(x.normal, (133 - x.exponent)[:3])
-        integer = Signal(7, reset_less=True)
+        # At exponent 13 the integer part is the upper 14 bits of the significand.
+        shifted, lost = shift_right(x.normal, (140 - x.exponent)[:4])
+        integer = Signal(14, reset_less=True)
         guard = Signal(reset_less=True)
         sticky = Signal(reset_less=True)
         large = Signal(reset_less=True)
         sign = Signal(reset_less=True)
         within = x.exponent >= 126  # at least a half
         m.d.sync += [
-            integer.eq(Mux(within, shifted[9:], 0)),
-            guard.eq(within & shifted[8]),
-            sticky.eq(shifted[:8].any() | lost),
-            large.eq(x.exponent > 133),
+            integer.eq(Mux(within, shifted[2:], 0)),
+            guard.eq(within & shifted[1]),
+            sticky.eq(shifted[0] | lost),
+            large.eq(x.exponent > Mux(self.wide, 140, 133)),
             sign.eq(x.sign),
         ]
 
-        rounded = Signal(8)
-        clipped = Signal(7)
-        result = Signal(signed(8), reset_less=True)
+        # One adder rounds and negates: -(n + up) = ~n + 1 - up = (n ^ -1) + (up ^ 1).
+        up = guard & (sticky | integer[0])
+        full = integer[:7].all() & (integer[7:].all() | ~self.wide)
+        over = Signal()
+        magnitude = Signal(14)
+        result = Signal(signed(15), reset_less=True)
         m.d.comb += [
-            rounded.eq(integer + (guard & (sticky | integer[0]))),
-            clipped.eq(rounded[:7] | (rounded[7] | large).replicate(7)),
+            over.eq(large | (up & full)),
+            magnitude.eq(Mux(over, Cat(C(127, 7), self.wide.replicate(7)), integer)),
             self.o.eq(result),
         ]
-        m.d.sync += result.eq(Mux(sign, -clipped, clipped))
+        m.d.sync += result.eq(Cat(magnitude ^ sign.replicate(14), sign).as_signed() + ((up & ~over) ^ sign))
         return m
 
 

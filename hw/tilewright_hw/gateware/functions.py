@@ -4,11 +4,12 @@ from amaranth import C, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
+from tilewright_hw.arch.isa import Func
 from tilewright_hw.gateware import tables
-from tilewright_hw.gateware.float import FloatParts, delay, normalise, rounded, shift_right
-from tilewright_hw.gateware.layouts import F24
+from tilewright_hw.gateware.float import FloatParts, delay, normalise, round_up, rounded, shift_right
+from tilewright_hw.gateware.layouts import F24, TABLE_SEGMENTS, table_segment, table_write
 
-__all__ = ["Exp2", "Exp2Sigmoid", "Interpolator", "Reciprocal", "ReciprocalSqrt", "ReciprocalUnit", "Sigmoid"]
+__all__ = ["Exp2", "Interpolator", "LaneFunction", "Reciprocal", "ReciprocalSqrt", "ReciprocalUnit", "Sigmoid"]
 
 
 SEGMENT = data.StructLayout({"value": 19, "step": 11})
@@ -24,6 +25,8 @@ class Interpolator(wiring.Component):
     ----------
     segments : list of (int, int)
         Value (19 bits) and step (11 bits) of each segment.
+    loadable : bool
+        There is a second table, in a RAM, of `TABLE_SEGMENTS` segments with signs.
 
     Members
     -------
@@ -33,88 +36,126 @@ class Interpolator(wiring.Component):
         Position in the segment, in 256ths.
     fall : In(1)
         Whether the function falls.
-    o : Out(19)
+    loaded : In(1), write : In(table_write())
+        `loadable`: use the second table, in the same cycle as `addr`; writes it.
+    o : Out(19), or with `loadable` Out(signed(21))
         Interpolated value, `LATENCY` cycles later.
     """
 
     LATENCY = 4
 
-    def __init__(self, segments):
+    def __init__(self, segments, *, loadable=False):
         self.segments = segments
-        super().__init__({"addr": In(range(len(segments))), "d": In(8), "fall": In(1), "o": Out(19)})
+        self.loadable = loadable
+        ports = {"addr": In(range(len(segments))), "d": In(8), "fall": In(1)}
+        if loadable:
+            ports |= {"loaded": In(1), "write": In(table_write()), "o": Out(signed(21))}
+        else:
+            ports |= {"o": Out(19)}
+        super().__init__(ports)
 
     def elaborate(self, platform):
         m = Module()
-        words = [{"value": value, "step": step} for value, step in self.segments]
-        m.submodules.rom = rom = memory.Memory(shape=SEGMENT, depth=len(words), init=words)
-        port = rom.read_port()
-        segment = Signal(SEGMENT, reset_less=True)  # a block RAM's output register
+        segment = self._read(m)
         d = delay(m, self.d, 2, name="d")
         fall = delay(m, self.fall, 3, name="fall")
-        m.d.comb += port.addr.eq(self.addr)
-        m.d.sync += segment.eq(port.data)
-
         value = delay(m, segment.value, 1, name="value")
-        product = Signal(19, reset_less=True)
+        product = Signal(signed(20), reset_less=True)
         m.d.sync += product.eq(segment.step * d)
 
         # ceil((256 T - P - 128) / 256) = floor((256 T + 127 - P) / 256), and 127 - P = 128 + ~P: no carry in is needed.
-        total = Signal(28)
-        result = Signal(19, reset_less=True)
+        whole = Cat(C(128, 8), value)
+        total = Signal(signed(29))
+        result = Signal.like(self.o, reset_less=True)
+        signed_product = (product ^ fall.replicate(20))[:20].as_signed()
         m.d.comb += [
-            total.eq(Cat(C(128, 8), value) + Cat(product ^ fall.replicate(19), fall.replicate(9)).as_signed()),
+            total.eq((whole.as_signed() if self.loadable else whole) + signed_product),
             self.o.eq(result),
         ]
-        m.d.sync += result.eq(total[8:27])
+        m.d.sync += result.eq(total[8 : 8 + len(result)])
         return m
 
+    def _read(self, m):
+        """Return the segment read, in a block RAM's output register."""
+        words = [{"value": value, "step": step} for value, step in self.segments]
+        m.submodules.rom = rom = memory.Memory(shape=SEGMENT, depth=len(words), init=words)
+        port = rom.read_port()
+        m.d.comb += port.addr.eq(self.addr)
+        segment = Signal(table_segment() if self.loadable else SEGMENT, reset_less=True)
+        m.d.sync += [segment.value.eq(port.data.value), segment.step.eq(port.data.step)]
+        if self.loadable:
+            m.submodules.ram = ram = memory.Memory(shape=table_segment(), depth=TABLE_SEGMENTS, init=[])
+            read, write = ram.read_port(), ram.write_port()
+            m.d.comb += [
+                read.addr.eq(self.addr[: len(read.addr)]),
+                write.en.eq(self.write.en),
+                write.addr.eq(self.write.addr),
+                write.data.eq(self.write.data),
+            ]
+            with m.If(delay(m, self.loaded, 1, name="loaded")):
+                m.d.sync += segment.eq(read.data)
+        return segment
 
-class Exp2Sigmoid(wiring.Component):
-    """o = sigmoid(i) where `sigmoid`, else exp2(i): two functions that share aligner, table ROM and multiplier.
+
+class LaneFunction(wiring.Component):
+    """o = exp2(i) or sigmoid(i), and a cycle later o_table = table(i): they share aligner, interpolation, normaliser.
 
     Rigid pipeline, one result per cycle; the function may change from cycle to cycle.
 
     Parameters
     ----------
     only : str or None
-        'exp2' or 'sigmoid' leaves the other's table out: its results are then meaningless.
+        'exp2' or 'sigmoid' leaves the other tables out: their results are then meaningless.
 
     Members
     -------
     i : In(F24)
         Argument. exp2 takes what is above 0 as 0.
-    sigmoid : In(1)
+    kind : In(Func)
         Chooses the function, in the same cycle as `i`.
+    align : In(8)
+        `ALIGN`, or for table `TABLE_ALIGN` minus the input shift; in the same cycle as `i`.
+    exponent : In(9)
+        `SIGMOID_EXPONENT`, or for table `TABLE_EXPONENT` minus the output shift; while the result is under way.
+    write : In(table_write())
+        Writes a segment of table (not with `only`).
     o : Out(F24)
         Result, `LATENCY` cycles later.
+    o_table : Out(F24)
+        Result for table, `TABLE_LATENCY` cycles later.
     """
 
     LATENCY = 2 + Interpolator.LATENCY
-    i: In(F24)
-    sigmoid: In(1)
-    o: Out(F24)
+    TABLE_LATENCY = LATENCY + 1
+    ALIGN, TABLE_ALIGN = 131, 150
+    """Exponents whose significands are the uppermost bits of the argument in fixed point."""
+    SIGMOID_EXPONENT, TABLE_EXPONENT = 127 + 19 - 16, 127 + 19
+    """Exponents of a result whose leading one is bit 19 of the interpolated value."""
 
     def __init__(self, *, only=None):
         if only not in (None, "exp2", "sigmoid"):
             raise ValueError(f"Function must be 'exp2', 'sigmoid' or None, not {only!r}")
         self.only = only
-        super().__init__()
+        ports = {"i": In(F24), "kind": In(Func), "align": In(8), "exponent": In(9), "o": Out(F24)}
+        if only is None:
+            ports |= {"write": In(table_write()), "o_table": Out(F24)}
+        super().__init__(ports)
 
     def elaborate(self, platform):
         m = Module()
         # exp2 comes last: where it is alone, the upper address bits fall away.
         segments = tables.segments(tables.sigmoid_table()) if self.only != "exp2" else []
         segments += tables.segments(tables.exp2_table()) if self.only != "sigmoid" else []
-        m.submodules.table = table = Interpolator(segments)
+        m.submodules.table = table = Interpolator(segments, loadable=self.only is None)
         sign, aligned, over, sticky = self._align(m)
-        chosen = delay(m, self.sigmoid, 1, name="sigmoid")
+        chosen = delay(m, self.kind != Func.EXP2, 1, name="chosen")
 
         # exp2: u = floor(-x * 2^16), which is zero for x > 0.
         u = Signal(21)
         m.d.comb += u.eq(Mux(sign, aligned | over.replicate(21), 0))
 
-        # sigmoid: v = RNE(x * 2^11) + 32768, within 16 bits. Negation takes the rounding's carry along.
-        up = aligned[4] & (sticky | aligned[:4].any() | aligned[5])
+        # The others: v = RNE(x * 2^11) + 32768, within 16 bits. Negation takes the rounding's carry along.
+        up = round_up(Cat(sticky, aligned[:5]), aligned[5])
         rounded_x = Signal(signed(18))
         v = Signal(16)
         m.d.comb += rounded_x.eq(
@@ -130,20 +171,25 @@ class Exp2Sigmoid(wiring.Component):
             table.d.eq(Mux(chosen, Cat(C(0, 1), v[:7]), u[:8])),
             table.fall.eq(~chosen),
         ]
+        if self.only is None:
+            m.d.comb += [
+                table.loaded.eq(delay(m, self.kind == Func.TABLE, 1, name="loaded")),
+                table.write.eq(self.write),
+            ]
         octave = delay(m, u[16:], Interpolator.LATENCY, name="octave")
-        chosen = delay(m, chosen, Interpolator.LATENCY, name="sigmoid_late")
+        chosen = delay(m, chosen, Interpolator.LATENCY, name="chosen_late")
         self._pack(m, table.o, octave, chosen)
         return m
 
     def _align(self, m):
-        """Register |x| * 2^16, floored to 21 bits, whether it is 32 or more, and whether bits were lost."""
+        """Register |x| in fixed point, floored to 21 bits, whether it is more, and whether bits were lost."""
         x = FloatParts(self.i)
         sign = Signal(reset_less=True)
         aligned = Signal(21, reset_less=True)
         over = Signal(reset_less=True)
         sticky = Signal(reset_less=True)
         distance = Signal(signed(9))
-        m.d.comb += distance.eq(131 - x.exponent)
+        m.d.comb += distance.eq(self.align - x.exponent)
         shifted, lost = shift_right(Cat(C(0, 5), x.normal), distance[:5])
         m.d.sync += [
             sign.eq(x.sign),
@@ -154,18 +200,35 @@ class Exp2Sigmoid(wiring.Component):
         return sign, aligned, over, sticky
 
     def _pack(self, m, y, octave, chosen):
-        """Register the result: y * 2^(-18 - octave) rounded, or y * 2^-16, which needs no rounding."""
+        """Register y * 2^(-18 - octave) rounded, or y normalised: sigmoid needs no rounding, table a cycle for it."""
         result = Signal(24, reset_less=True)
         m.d.comb += self.o.eq(result)
-        up = y[1] & (y[0] | y[2])
+        up = round_up(y[:2], y[2])
         power = Cat(y[2:17], 126 - octave) + Cat(up, C(0, 14), y[18])
-        normal, shift = normalise(m, y[:16], (8, 4, 2, 1), name="normal")
+
+        sign = y[20] if self.only is None else C(0, 1)
+        value, shift = normalise(m, Cat(y, C(0, 1))[:20], (16, 8, 4, 2, 1), name="normal", sign=sign)
+        normal = value ^ sign.replicate(20)
+        exponent = Signal(signed(10))
+        m.d.comb += exponent.eq(self.exponent - shift)
         with m.If(~chosen):
             m.d.sync += result.eq(Mux(octave > 24, 0, power[:23]))
-        with m.Elif(y[16]):
-            m.d.sync += result.eq(C(127 << 15, 24))
         with m.Else():
-            m.d.sync += result.eq(Mux(normal[15], Cat(normal[:15], (126 - shift)[:8]), 0))
+            m.d.sync += result.eq(Mux(normal[19], Cat(normal[4:19], exponent[:8]), 0))
+        if self.only is None:
+            below, upper = delay(m, normal[:4], 1, name="below"), delay(m, exponent[8:], 1, name="upper")
+            sign = delay(m, sign, 1, name="result_sign")
+            m.d.comb += self.o_table.eq(
+                rounded(
+                    m,
+                    sign=sign,
+                    exponent=Cat(result[15:23], upper).as_signed(),
+                    fraction=result[:15],
+                    up=round_up(below, result[0], sign),
+                    nonzero=delay(m, normal[19], 1, name="nonzero"),
+                    stages=1,
+                )
+            )
 
 
 class Exp2(wiring.Component):
@@ -181,14 +244,20 @@ class Exp2(wiring.Component):
         Result, `LATENCY` cycles later.
     """
 
-    LATENCY = Exp2Sigmoid.LATENCY
+    LATENCY = LaneFunction.LATENCY
     i: In(F24)
     o: Out(F24)
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.unit = unit = Exp2Sigmoid(only="exp2")
-        m.d.comb += [unit.i.eq(self.i), unit.sigmoid.eq(0), self.o.eq(unit.o)]
+        m.submodules.unit = unit = LaneFunction(only="exp2")
+        m.d.comb += [
+            unit.i.eq(self.i),
+            unit.kind.eq(Func.EXP2),
+            unit.align.eq(LaneFunction.ALIGN),
+            unit.exponent.eq(LaneFunction.SIGMOID_EXPONENT),
+            self.o.eq(unit.o),
+        ]
         return m
 
 
@@ -205,14 +274,20 @@ class Sigmoid(wiring.Component):
         Result, `LATENCY` cycles later.
     """
 
-    LATENCY = Exp2Sigmoid.LATENCY
+    LATENCY = LaneFunction.LATENCY
     i: In(F24)
     o: Out(F24)
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.unit = unit = Exp2Sigmoid(only="sigmoid")
-        m.d.comb += [unit.i.eq(self.i), unit.sigmoid.eq(1), self.o.eq(unit.o)]
+        m.submodules.unit = unit = LaneFunction(only="sigmoid")
+        m.d.comb += [
+            unit.i.eq(self.i),
+            unit.kind.eq(Func.SIGMOID),
+            unit.align.eq(LaneFunction.ALIGN),
+            unit.exponent.eq(LaneFunction.SIGMOID_EXPONENT),
+            self.o.eq(unit.o),
+        ]
         return m
 
 
@@ -277,7 +352,7 @@ class ReciprocalUnit(wiring.Component):
                 sign=delay(m, x.sign, late + 1, name="sign"),
                 exponent=delay(m, exponent, late, name="exponent") + y[18],
                 fraction=y[2:17],
-                up=y[1] & (y[0] | y[2]),
+                up=round_up(y[:2], y[2]),
                 nonzero=delay(m, nonzero, late, name="nonzero"),
                 stages=1,
             )

@@ -10,15 +10,16 @@ from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
 
 from tilewright_hw.gateware.address import Token
-from tilewright_hw.gateware.float import FloatAdd, FloatMul, FloatToInt8, IntToFloat, delay
-from tilewright_hw.gateware.functions import Exp2Sigmoid
-from tilewright_hw.gateware.layouts import F24
+from tilewright_hw.arch.isa import Func
+from tilewright_hw.gateware.float import FloatAdd, FloatMul, FloatToInt, IntToFloat, delay
+from tilewright_hw.gateware.functions import LaneFunction
+from tilewright_hw.gateware.layouts import F24, table_write
 
-__all__ = ["ACC_LATENCY", "X0_TO_X5", "Addend", "Lane", "LanePath", "TokenPath"]
+__all__ = ["ACC_LATENCY", "X0_TO_X5", "Addend", "Factor", "Lane", "LanePath", "TokenPath"]
 
 ACC_LATENCY = 2
 """Cycles from the request for an accumulator row to the word chosen from it (its register in the vector unit)."""
-X0_TO_X5 = 3 * FloatMul.LATENCY + FloatAdd.LATENCY + Exp2Sigmoid.LATENCY + 2
+X0_TO_X5 = 3 * FloatMul.LATENCY + FloatAdd.LATENCY + LaneFunction.TABLE_LATENCY + 2
 """Cycles from x0 to x5 where every stage is used."""
 
 
@@ -26,9 +27,20 @@ class Addend(enum.Enum, shape=unsigned(2)):  # type: ignore[call-arg]
     """What the adder adds."""
 
     ROW = 0
-    NEG_STAT = 1
+    STAT = 1
     PRODUCT = 2
     """The first multiplier's product (ROTATE)."""
+    PARAM = 3
+
+
+class Factor(enum.Enum, shape=unsigned(2)):  # type: ignore[call-arg]
+    """What the third multiplier multiplies by."""
+
+    X3 = 0
+    RECALLED = 1
+    """x3 from before the function."""
+    ROW = 2
+    PARAM = 3
 
 
 class LanePath(data.Struct):
@@ -36,6 +48,8 @@ class LanePath(data.Struct):
 
     acc: unsigned(1)
     """Operand A is an integer."""
+    wide: unsigned(1)
+    """It is made of two accumulators, and comes a cycle later."""
     rotate: unsigned(1)
     """Both multipliers work on x0: its own element times cosine, its partner times sine."""
     mul1: unsigned(1)
@@ -48,18 +62,22 @@ class LanePath(data.Struct):
     """What is added."""
     func: unsigned(1)
     """x4 is the function."""
-    sigmoid: unsigned(1)
+    kind: Func
     """Which."""
+    table: unsigned(1)
+    """It is the loaded one (set with `func`)."""
     mul3: unsigned(1)
     """x5 is the third product."""
-    factor_row: unsigned(1)
-    """Its factor is the second row operand, not x3."""
+    factor: Factor
+    """Its factor."""
+    quantise16: unsigned(1)
+    """x5 is quantised to 15 bits, not to 8."""
     raw: unsigned(1)
     """Words go no further than the accumulators' integers."""
 
 
 class Lane(wiring.Component):
-    """x0 to x5 of docs/numerics.md, and x5 as int8, for one element per cycle.
+    """x0 to x5 of docs/numerics.md, and x5 quantised, for one element per cycle.
 
     Rigid pipeline; the path decides the latency, which `TokenPath` follows. x0, x3 and x5 are registers, with enables.
 
@@ -74,6 +92,8 @@ class Lane(wiring.Component):
         Stages used.
     acc : In(signed(32))
         Operand A as an integer, `IntToFloat.LATENCY` cycles before x0 is loaded.
+    high : In(signed(32))
+        128 times this is added to `acc`; 0 but with `wide`.
     operand : In(F24)
         Operand A otherwise, in the cycle in which x0 is loaded.
     load_x0, load_x3, load_x5 : In(1)
@@ -83,19 +103,21 @@ class Lane(wiring.Component):
     scalar : In(F24)
         First multiplier's factor, beside x0.
     param : In(F24)
-        Parameter, at the second multiplier.
+        Parameter, at the second multiplier, the adder or the third multiplier.
     partner_x0, partner_param : In(F24)
         `x0` and `param` of the pair's other lane.
-    neg_stat : In(F24)
-        Addend for NEG_STAT, at the adder.
+    stat : In(F24)
+        Addend for STAT, at the adder.
     row : In(F24)
         Second row operand, at the adder or the third multiplier.
     recalled : In(F24)
         x3 from before the function, at the third multiplier.
+    align, exponent, write : In(8), In(9), In(table_write())
+        The ports of `LaneFunction`.
     x0, x3, x5 : Out(F24)
         Registers.
-    int8 : Out(signed(8))
-        x5 quantised, `FloatToInt8.LATENCY` cycles later.
+    integer : Out(signed(15))
+        x5 quantised, `FloatToInt.LATENCY` cycles later.
     """
 
     def __init__(self, *, odd):
@@ -104,6 +126,7 @@ class Lane(wiring.Component):
             {
                 "path": In(LanePath),
                 "acc": In(signed(32)),
+                "high": In(signed(32)),
                 "operand": In(F24),
                 "load_x0": In(1),
                 "load_x3": In(1),
@@ -112,14 +135,17 @@ class Lane(wiring.Component):
                 "param": In(F24),
                 "partner_x0": In(F24),
                 "partner_param": In(F24),
-                "neg_stat": In(F24),
+                "stat": In(F24),
                 "row": In(F24),
                 "keep": In(1),
                 "recalled": In(F24),
+                "align": In(8),
+                "exponent": In(9),
+                "write": In(table_write()),
                 "x0": Out(F24),
                 "x3": Out(F24),
                 "x5": Out(F24),
-                "int8": Out(signed(8)),
+                "integer": Out(signed(15)),
             }
         )
 
@@ -133,34 +159,52 @@ class Lane(wiring.Component):
         with m.Switch(path.addend):
             with m.Case(Addend.ROW):
                 m.d.comb += add.b.eq(self.row)
-            with m.Case(Addend.NEG_STAT):
-                m.d.comb += add.b.eq(self.neg_stat)
+            with m.Case(Addend.STAT):
+                m.d.comb += add.b.eq(self.stat)
+            with m.Case(Addend.PARAM):
+                m.d.comb += add.b.eq(self.param)
             with m.Default():
                 m.d.comb += add.b.eq(product1)
         with m.If(self.load_x3):
             m.d.sync += self.x3.eq(Mux(path.add, add.o, x2))
 
-        m.submodules.func = func = Exp2Sigmoid()
         m.submodules.mul3 = mul3 = FloatMul()
-        m.d.comb += [
-            func.i.eq(self.x3),
-            func.sigmoid.eq(path.sigmoid),
-            mul3.a.eq(Mux(path.func, func.o, self.x3)),
-            mul3.b.eq(Mux(path.factor_row, self.row, Mux(path.func, self.recalled, self.x3))),
-        ]
+        m.d.comb += mul3.a.eq(self._function(m))
+        with m.Switch(path.factor):
+            for factor, value in (
+                (Factor.X3, self.x3),
+                (Factor.RECALLED, self.recalled),
+                (Factor.ROW, self.row),
+                (Factor.PARAM, self.param),
+            ):
+                with m.Case(factor):
+                    m.d.comb += mul3.b.eq(value)
         with m.If(self.load_x5):
             m.d.sync += self.x5.eq(Mux(self.keep, Mux(path.mul3, mul3.o, mul3.a), 0))
-        m.submodules.quantise = quantise = FloatToInt8()
-        m.d.comb += [quantise.i.eq(self.x5), self.int8.eq(quantise.o)]
+        m.submodules.quantise = quantise = FloatToInt()
+        m.d.comb += [quantise.i.eq(self.x5), quantise.wide.eq(path.quantise16), self.integer.eq(quantise.o)]
         return m
+
+    def _function(self, m):
+        """Build the function; return x4."""
+        path = self.path
+        m.submodules.func = func = LaneFunction()
+        m.d.comb += [
+            func.i.eq(self.x3),
+            func.kind.eq(path.kind),
+            func.align.eq(self.align),
+            func.exponent.eq(self.exponent),
+            func.write.eq(self.write),
+        ]
+        return Mux(path.func, Mux(path.table, func.o_table, func.o), self.x3)
 
     def _multiply(self, m):
         """Build x0 and the first two multipliers; return the first one's product, and x2."""
         path = self.path
-        m.submodules.i2f = i2f = IntToFloat(32)
+        m.submodules.i2f = i2f = IntToFloat(40)
         m.submodules.mul1 = mul1 = FloatMul()
         m.submodules.mul2 = mul2 = FloatMul()
-        m.d.comb += i2f.i.eq(self.acc)
+        m.d.comb += i2f.i.eq(self.acc + (self.high << 7))
         with m.If(self.load_x0):
             m.d.sync += self.x0.eq(Mux(path.acc, i2f.o, self.operand))
         if self.odd:
@@ -192,7 +236,7 @@ class TokenPath(wiring.Component):
     issue : In(Token)
         The word for which accumulators are read, or which is read as `operand`.
     integer : Out(Token)
-        At the word chosen from the accumulators, in time with the data.
+        At the word chosen from the accumulators, in time with the data (with `wide` the first of the two).
     operand : Out(Token)
         One cycle before x0's input: read the row buffer's operand A and the statistics.
     read_param, read_addend, read_factor : Out(Token)
@@ -233,15 +277,17 @@ class TokenPath(wiring.Component):
         x3, x5 = Signal(Token), Signal(Token)
         near_x3 = Signal(Token)
         at_acc = delay(m, self.issue, ACC_LATENCY - 1, name="acc")
-        going_on = Signal(Token)
+        going_on, converted, func = Signal(Token), Signal(Token), Signal(Token)
         m.d.comb += [
             going_on.eq(self.issue),
             going_on.valid.eq(self.issue.valid & ~path.raw),
-            self.operand.eq(stage(going_on, ACC_LATENCY - 1 + IntToFloat.LATENCY, path.acc, "i2f")),
+            converted.eq(stage(going_on, ACC_LATENCY - 1 + IntToFloat.LATENCY, path.acc, "i2f")),
+            self.operand.eq(stage(converted, 1, path.wide, "wide")),
             self.read_param.eq(stage(self.operand, FloatMul.LATENCY, path.mul1, "mul1")),
             self.read_addend.eq(stage(self.read_param, FloatMul.LATENCY, path.mul2, "mul2")),
             x3.eq(stage(self.read_addend, FloatAdd.LATENCY, path.add, "add")),
-            self.read_factor.eq(stage(near_x3, Exp2Sigmoid.LATENCY, path.func, "func")),
+            func.eq(stage(near_x3, LaneFunction.LATENCY, path.func, "func")),
+            self.read_factor.eq(stage(func, LaneFunction.TABLE_LATENCY - LaneFunction.LATENCY, path.table, "table")),
             x5.eq(stage(self.read_factor, FloatMul.LATENCY, path.mul3, "mul3")),
         ]
         m.d.sync += [

@@ -47,3 +47,22 @@ def store_word(lanes: int) -> data.ArrayLayout:
 def buffer_write(word) -> data.StructLayout:
     """Return the payload that writes one word of a buffer: address and word."""
     return data.StructLayout({"addr": unsigned(16), "data": word})
+
+
+TABLE_SEGMENTS = 512
+"""Segments of the function that LOAD brings."""
+
+
+def table_segment() -> data.StructLayout:
+    """Return one word of the loadable table: a segment's value at its start, and how far it is to the next."""
+    return data.StructLayout({"step": signed(12), "value": signed(20)})
+
+
+def table_word() -> data.StructLayout:
+    """Return the payload of a table on its way from LOAD: a segment, LOAD's `dst`, and whether it is the last."""
+    return data.StructLayout({"data": unsigned(32), "shifts": unsigned(16), "last": unsigned(1)})
+
+
+def table_write() -> data.StructLayout:
+    """Return what writes the loadable table: whether to, where, and the segment."""
+    return data.StructLayout({"en": unsigned(1), "addr": range(TABLE_SEGMENTS), "data": table_segment()})

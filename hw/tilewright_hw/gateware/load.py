@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from tilewright_hw.arch.isa import LoadDest, LoadFormat
 from tilewright_hw.gateware.convert import FloatConverter
-from tilewright_hw.gateware.layouts import buffer_write, bytes_word, vector_word
+from tilewright_hw.gateware.layouts import buffer_write, bytes_word, table_word, vector_word
 from tilewright_hw.gateware.width import WidthConverter, beat
 
 __all__ = ["TARGET", "LoadSink"]
@@ -45,6 +45,8 @@ class LoadSink(wiring.Component):
         Beats; end bit 0 marks the last of a run, bit 1 the last of a command.
     o_stream, o_act, o_row, o_param : Out(stream)
         Rows of tiles, and words with addresses for the three buffers.
+    o_table : Out(stream of table_word())
+        Segments of a table.
     done : Out(1)
         One pulse per command, the cycle after its last word was taken.
     """
@@ -60,6 +62,7 @@ class LoadSink(wiring.Component):
                 "o_act": Out(stream.Signature(buffer_write(bytes_word(config.rows)))),
                 "o_row": Out(floats),
                 "o_param": Out(floats),
+                "o_table": Out(stream.Signature(table_word())),
                 "done": Out(1),
             }
         )
@@ -69,6 +72,7 @@ class LoadSink(wiring.Component):
         config, bus_bytes = self.config, self.config.bus_bytes
         m.submodules.tiles = tiles = WidthConverter(bus_bytes=bus_bytes, slot=config.col_slot, used=config.cols, ends=2)
         m.submodules.words = words = WidthConverter(bus_bytes=bus_bytes, slot=config.row_slot, used=config.rows, ends=2)
+        m.submodules.segments = segments = WidthConverter(bus_bytes=bus_bytes, slot=4, used=4, ends=2)
         m.submodules.floats = floats = FloatConverter(bus_bytes=bus_bytes, lanes=config.lanes)
         target, running = Signal(TARGET), Signal()
         taken, end = Signal(), Signal(2)
@@ -79,10 +83,13 @@ class LoadSink(wiring.Component):
             (LoadDest.ACT, words, self.o_act),
             (LoadDest.ROW, floats, self.o_row),
             (LoadDest.PARAM, floats, self.o_param),
+            (LoadDest.TABLE, segments, self.o_table),
         ):
             payload = out.p if dest == LoadDest.STREAM else out.p.data
             m.d.comb += payload.eq(converter.o.p.data)
-            if dest != LoadDest.STREAM:
+            if dest == LoadDest.TABLE:
+                m.d.comb += [out.p.shifts.eq(target.dst), out.p.last.eq(converter.o.p.end[1])]
+            elif dest != LoadDest.STREAM:
                 m.d.comb += out.p.addr.eq(addr)
             with m.If(target.dest == dest):
                 m.d.comb += [
@@ -93,7 +100,7 @@ class LoadSink(wiring.Component):
                     taken.eq(out.valid & out.ready),
                     end.eq(converter.o.p.end),
                 ]
-        for converter in (tiles, words, floats):
+        for converter in (tiles, words, floats, segments):
             m.d.comb += converter.i.p.eq(self.i.p)
         self._command(m, target, running, taken & end[1])
         self._address(m, target, addr, taken, end[0])

@@ -13,7 +13,7 @@ from tilewright_hw.arch.isa import BASES, LoadDest, Op
 from tilewright_hw.gateware.axi import AxiRead, drive_address
 from tilewright_hw.gateware.burst import BurstSplitter, RunGenerator, burst, largest_burst, run
 from tilewright_hw.gateware.fifo import ReadyBuffer, StreamFifo
-from tilewright_hw.gateware.layouts import buffer_write, bytes_word, operands, vector_word
+from tilewright_hw.gateware.layouts import buffer_write, bytes_word, operands, table_word, vector_word
 from tilewright_hw.gateware.load import TARGET, LoadSink
 from tilewright_hw.gateware.width import WidthConverter, beat
 
@@ -226,6 +226,8 @@ class MemoryReader(wiring.Component):
         The room of one tile in the FIFO behind o_weight (o_stream) is free again.
     o_act, o_row, o_param : Out(stream of buffer_write)
         Words for the activation, row and parameter buffers.
+    o_table : Out(stream of table_word())
+        Segments of the loadable function.
     error : Out(1)
         A read failed; stays until reset.
     beat, fetch_beat : Out(1)
@@ -253,6 +255,7 @@ class MemoryReader(wiring.Component):
                 "o_act": Out(stream.Signature(acts)),
                 "o_row": Out(stream.Signature(floats)),
                 "o_param": Out(stream.Signature(floats)),
+                "o_table": Out(stream.Signature(table_word())),
                 **dict.fromkeys(("weight_pop", "stream_pop"), In(1)),
                 **dict.fromkeys(("weight_done", "load_done"), Out(1)),
                 **dict.fromkeys(("error", "beat", "fetch_beat"), Out(1)),
@@ -276,6 +279,7 @@ class MemoryReader(wiring.Component):
             (self.o_act, sink.o_act),
             (self.o_row, sink.o_row),
             (self.o_param, sink.o_param),
+            (self.o_table, sink.o_table),
         ):
             connect(m, inner, flipped(out))
         m.d.comb += [

@@ -26,8 +26,9 @@ from tilewright_hw.gateware.float import (
 )
 from tilewright_hw.gateware.functions import ReciprocalUnit
 from tilewright_hw.gateware.layouts import F24, vector_word
+from tilewright_hw.gateware.ring import Ring
 
-__all__ = ["AlignToInt", "MaxTree", "RowReduce", "RowScalar", "Square", "SumTree"]
+__all__ = ["AlignToInt", "MaxTree", "RowReduce", "RowScalar", "Square", "SumTree", "Variance", "stat_entry"]
 
 SUM_WIDTH = 64
 """Bits of a row's sum."""
@@ -58,9 +59,11 @@ def _tree(m, values, combine, *, name):
     return values[0]
 
 
-SUMS = (Reduce.EXPSUM, Reduce.SUMSQ, Reduce.SUM)
-MULTIPLIED = (Reduce.QSCALE, Reduce.SUMSQ, Reduce.SUM)
-INVERTED = (Reduce.QSCALE, Reduce.EXPSUM, Reduce.SUMSQ)
+SUMS = (Reduce.EXPSUM, Reduce.SUMSQ, Reduce.SUM, Reduce.VAR)
+SQUARES = (Reduce.SUMSQ, Reduce.VAR)
+MULTIPLIED = (Reduce.QSCALE, Reduce.SUMSQ, Reduce.SUM, Reduce.VAR)
+INVERTED = (Reduce.QSCALE, Reduce.EXPSUM, Reduce.SUMSQ, Reduce.VAR)
+ORDERED = (Reduce.MAX, Reduce.ARGMAX)
 
 
 def _among(kind, kinds):
@@ -104,7 +107,7 @@ class _Way:
 
 
 class MaxTree(wiring.Component):
-    """o = max of i[0..lanes-1], unsigned: a registered tree, one result per cycle.
+    """o = max of i[0..lanes-1], unsigned, and the first lane that has it: a registered tree, one result per cycle.
 
     Feed it `order_key` or `magnitude_key` of floats, and 0 for lanes that take no part.
 
@@ -126,17 +129,27 @@ class MaxTree(wiring.Component):
         Keys.
     o : Out(unsigned(width))
         The largest.
+    lane : Out(range(lanes))
+        The first lane that has it.
     """
 
     def __init__(self, *, lanes, width=24):
         self.lanes = check_lanes(lanes)
         self.width = width
         self.latency = ceil_log2(lanes)
-        super().__init__({"i": In(data.ArrayLayout(unsigned(width), lanes)), "o": Out(unsigned(width))})
+        super().__init__(
+            {
+                "i": In(data.ArrayLayout(unsigned(width), lanes)),
+                "o": Out(unsigned(width)),
+                "lane": Out(range(lanes)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
-        m.d.comb += self.o.eq(_tree(m, list(self.i), lambda a, b: Mux(a > b, a, b), name="max"))
+        inputs = [Cat(key, C(lane, ceil_log2(self.lanes))) for lane, key in enumerate(self.i)]
+        best = _tree(m, inputs, lambda a, b: Mux(b[: self.width] > a[: self.width], b, a), name="max")
+        m.d.comb += [self.o.eq(best[: self.width]), self.lane.eq(best[self.width :])]
         return m
 
 
@@ -271,18 +284,20 @@ def reduce_beat(lanes):
     """Return the payload of one beat into `RowReduce`.
 
     valid: a beat is here. first, last: it is the first, the last beat that is reduced into one entry (beats of an entry
-    follow one another, with or without gaps). data: L floats, +0 in lanes that take no part. keep: lanes that take part
-    (matters for MAX only). exponent: bits 15 to 22 of field a of the source statistics entry (SUMSQ, SUM). tag: comes
-    out beside the entry that ends with this beat.
+    follow one another, with or without gaps). row_end: it is the last of its row; indices begin anew. data: L floats,
+    +0 in lanes that take no part. keep: lanes that take part (matters for MAX and ARGMAX only). source: the source
+    statistics entry, with `first` at least; the sums need bits 15 to 22 of its field a in every beat. tag: comes out
+    beside the entry that ends with this beat.
     """
     return data.StructLayout(
         {
             "valid": 1,
             "first": 1,
             "last": 1,
+            "row_end": 1,
             "data": vector_word(lanes),
             "keep": unsigned(lanes),
-            "exponent": unsigned(8),
+            "source": stat_entry(),
             "tag": unsigned(TAG_WIDTH),
         }
     )
@@ -291,11 +306,12 @@ def reduce_beat(lanes):
 class RowReduce(wiring.Component):
     """Reduce beats of L floats to one value per entry: the maximum as F24, or the exact integer sum.
 
-    MAX (of no elements: +0), ABSMAX and QSCALE give an F24 in the low 24 bits of `value`; EXPSUM, SUMSQ and SUM a
-    signed 64-bit integer.
+    MAX and ARGMAX (of no elements: +0), ABSMAX and QSCALE give an F24 in the low 24 bits of `value`; EXPSUM, SUMSQ and
+    SUM a signed 64-bit integer. ARGMAX gives in `second` the first index of the maximum, `origin` + its place in the
+    row. VAR gives the sum of squares in `value`, and the sum in `second`.
 
     Rigid pipeline, one beat per cycle; `o.valid` pulses `latency(kind)` cycles after a beat with `last`. An entry's
-    integers are aligned to each beat's own `exponent`: it must not change within the entry.
+    integers are aligned to each beat's own exponent: it must not change within the entry.
 
     Parameters
     ----------
@@ -305,16 +321,23 @@ class RowReduce(wiring.Component):
     Members
     -------
     kind : In(Reduce)
-        What is computed; stable while an entry is in flight.
+        What is computed; stable, as `merge` and `origin`, while an entry is in flight.
+    merge : In(1)
+        MAX, ARGMAX: begin with the source entry instead of with nothing.
+    origin : In(24)
+        ARGMAX: index of a row's first element.
     i : In(reduce_beat(lanes))
         Beats.
     o : Out(row_value)
-        {valid, value 64, exponent 8, tag}: ready to be `RowScalar`'s input. `exponent` is that of the first beat.
+        {valid, value 64, second 32, exponent 8, tag}: ready to be `RowScalar`'s input. `exponent` is that of the first
+        beat.
     """
 
     def __init__(self, *, lanes):
         self.lanes = check_lanes(lanes)
-        super().__init__({"kind": In(Reduce), "i": In(reduce_beat(lanes)), "o": Out(row_value())})
+        super().__init__(
+            {"kind": In(Reduce), "merge": In(1), "origin": In(24), "i": In(reduce_beat(lanes)), "o": Out(row_value())}
+        )
 
     def latency(self, kind):
         """Return the cycles from the last beat to `o.valid`: 1 + ceil(log2(lanes)), and 3 more for sums."""
@@ -325,64 +348,141 @@ class RowReduce(wiring.Component):
         m = Module()
         i, summed = self.i, Signal()
         m.d.comb += summed.eq(_is_sum(self.kind))
-        way = _Way(m, i.valid, Cat(i.first, i.last, i.tag, i.exponent))
+        flags = data.StructLayout({"first": 1, "last": 1, "row_end": 1, "tag": TAG_WIDTH, "exponent": 8})
+        way = _Way(m, i.valid, Cat(i.first, i.last, i.row_end, i.tag, i.source.a[15:23]))
         way.past(summed, AlignToInt.LATENCY + Square.LATENCY, name="terms")
         way.past(C(1), ceil_log2(self.lanes), name="tree")
-        valid, beside = way.now.valid, way.now.beside
-        first, last, tag, exponent = beside[0], beside[1], beside[2 : 2 + TAG_WIDTH], beside[2 + TAG_WIDTH :]
-        term, key = self._sums(m), self._maxima(m)
-
-        total = Signal(signed(SUM_WIDTH), reset_less=True)
-        best = Signal(24, reset_less=True)
-        m.d.sync += self.o.valid.eq(valid & last)
+        valid, beside = way.now.valid, flags(way.now.beside)
+        m.d.sync += self.o.valid.eq(valid & beside.last)
         with m.If(valid):
-            m.d.sync += [
-                total.eq(Mux(first, 0, total) + term),
-                best.eq(Mux(first | (key > best), key, best)),
-                self.o.tag.eq(tag),
-            ]
-            with m.If(first):
-                m.d.sync += self.o.exponent.eq(exponent)
+            m.d.sync += self.o.tag.eq(beside.tag)
+            with m.If(beside.first):
+                m.d.sync += self.o.exponent.eq(beside.exponent)
+        total, plain = self._sums(m, valid, beside.first)
+        best, index = self._maxima(m, valid, beside)
         # Key 0 means that no lane took part.
-        m.d.comb += self.o.value.eq(Mux(summed, total, Mux(best.any(), from_order_key(best), 0)))
+        m.d.comb += [
+            self.o.value.eq(Mux(summed, total, Mux(best.any(), from_order_key(best), 0))),
+            self.o.second.eq(Mux(summed, plain, index)),
+        ]
         return way.asleep_while_empty(self.o.valid)
 
-    def _sums(self, m):
-        """Return the sum of one beat's integers."""
+    def _sums(self, m, valid, first):
+        """Add up the beats' integers; return the sum of the kind, and for VAR that of the integers themselves."""
         m.submodules.sum = tree = SumTree(lanes=self.lanes, width=33)
+        m.submodules.plain = plain_tree = SumTree(lanes=self.lanes, width=17)
         for lane in range(self.lanes):
             m.submodules[f"align_{lane}"] = align = AlignToInt()
             m.submodules[f"square_{lane}"] = square = Square()
             plain = delay(m, align.o, Square.LATENCY, name=f"plain_{lane}")
             m.d.comb += [
                 align.i.eq(self.i.data[lane]),
-                align.exponent.eq(self.i.exponent),
+                align.exponent.eq(self.i.source.a[15:23]),
                 align.unit.eq(self.kind == Reduce.EXPSUM),
                 square.i.eq(align.o),
-                tree.i[lane].eq(Mux(self.kind == Reduce.SUMSQ, square.o, plain)),
+                tree.i[lane].eq(Mux(_among(self.kind, SQUARES), square.o, plain)),
+                plain_tree.i[lane].eq(plain),
             ]
-        return tree.o
+        total = Signal(signed(SUM_WIDTH), reset_less=True)
+        plain_total = Signal(signed(32), reset_less=True)
+        with m.If(valid):
+            m.d.sync += [
+                total.eq(Mux(first, 0, total) + tree.o),
+                plain_total.eq(Mux(first, 0, plain_total) + plain_tree.o),
+            ]
+        return total, plain_total
 
-    def _maxima(self, m):
-        """Return the largest key of one beat."""
+    def _maxima(self, m, valid, beside):
+        """Keep the largest key of an entry's beats; return it, and the first index that has it."""
         m.submodules.max = tree = MaxTree(lanes=self.lanes)
         for lane in range(self.lanes):
             x = self.i.data[lane]
-            key = Mux(self.kind == Reduce.MAX, order_key(x), magnitude_key(x))
+            key = Mux(_among(self.kind, ORDERED), order_key(x), magnitude_key(x))
             m.d.comb += tree.i[lane].eq(Mux(self.i.keep[lane], key, 0))
-        return tree.o
+
+        best = Signal(24, reset_less=True)
+        kept, own = Signal(24, reset_less=True), Signal(reset_less=True)  # an index of the source's; one of this row
+        place, before = Signal(16), Signal(24)
+        source = delay(m, self.i.source, tree.latency, name="source")
+        m.d.comb += before.eq(best)
+        with m.If(beside.first):
+            m.d.comb += before.eq(Mux(self.merge & _among(self.kind, ORDERED), order_key(source.a), 0))
+        with m.If(valid):
+            m.d.sync += place.eq(Mux(beside.row_end, 0, place + self.lanes))
+            with m.If(tree.o > before):
+                m.d.sync += [best.eq(tree.o), kept.eq(place + tree.lane), own.eq(1)]
+            with m.Elif(beside.first):
+                m.d.sync += [best.eq(before), kept.eq(Mux(self.merge, source.b, 0)), own.eq(~self.merge)]
+        return best, (kept + Mux(own, self.origin, 0))[:24]
 
 
 def row_value():
-    """Return the payload between `RowReduce` and `RowScalar`: valid, the row's value, its exponent E (biased), tag."""
+    """Return the payload between `RowReduce` and `RowScalar`.
+
+    valid, the row's value, a second one (VAR: the sum; ARGMAX: the index), its exponent E (biased), tag.
+    """
     return data.StructLayout(
-        {"valid": 1, "value": unsigned(SUM_WIDTH), "exponent": unsigned(8), "tag": unsigned(TAG_WIDTH)}
+        {
+            "valid": 1,
+            "value": unsigned(SUM_WIDTH),
+            "second": unsigned(32),
+            "exponent": unsigned(8),
+            "tag": unsigned(TAG_WIDTH),
+        }
     )
+
+
+def stat_entry():
+    """Return the two fields of a statistics entry."""
+    return data.StructLayout({"a": F24, "b": F24})
 
 
 def row_entry():
     """Return the payload of `RowScalar`'s output: valid, the statistics entry (a, b), and the tag."""
     return data.StructLayout({"valid": 1, "a": F24, "b": F24, "tag": unsigned(TAG_WIDTH)})
+
+
+class Variance(wiring.Component):
+    """o = n * i_squares - i_sum^2: n^2 times the variance of n integers, exact.
+
+    Rigid pipeline of small products, one result per cycle.
+
+    Members
+    -------
+    n : In(16)
+        Integers.
+    i_squares : In(48)
+        Sum of their squares.
+    i_sum : In(signed(32))
+        Their sum.
+    o : Out(64)
+        Result, `LATENCY` cycles later; not negative.
+    """
+
+    LATENCY = 3
+    n: In(16)
+    i_squares: In(48)
+    i_sum: In(signed(32))
+    o: Out(64)
+
+    def elaborate(self, platform):
+        m = Module()
+        products = [Signal(32, name=f"product_{limb}", reset_less=True) for limb in range(3)]
+        m.d.sync += [p.eq(self.n * self.i_squares[16 * limb :][:16]) for limb, p in enumerate(products)]
+        low, high = self.i_sum[:16], self.i_sum[16:].as_signed()
+        low2, high2 = Signal(32, reset_less=True), Signal(32, reset_less=True)
+        cross = Signal(signed(33), reset_less=True)
+        m.d.sync += [low2.eq(low * low), high2.eq(high * high), cross.eq(high * low)]
+
+        multiple, square = Signal(64, reset_less=True), Signal(64, reset_less=True)
+        difference = Signal(64, reset_less=True)
+        m.d.sync += [
+            multiple.eq(Cat(products[0], products[2]) + (products[1] << 16)),
+            square.eq(Cat(low2, high2) + (cross << 17)),
+            difference.eq(multiple - square),
+        ]
+        m.d.comb += self.o.eq(difference)
+        return m
 
 
 class RowScalar(wiring.Component):
@@ -397,10 +497,16 @@ class RowScalar(wiring.Component):
     EXPSUM   recip(scale2(i2f(value), -24))                                 +0
     SUMSQ    rsqrt(add(mul(scale2(i2f(value), 2(E-15)), const1), const2))   +0
     SUM      mul(scale2(i2f(value), E-15), const1)                          +0
+    VAR      rsqrt(add(v, const2))                                          mul(-u, a)
+    ARGMAX   value                                                          second
     =======  =============================================================  ==============
 
+    VAR: v = mul(mul(scale2(i2f(n * value - second^2), 2(E-15)), const1), const1), u = mul(scale2(i2f(second), E-15),
+    const1).
+
     Rigid pipeline, one row per cycle: integer to float, scale2, multiply, round, add, reciprocal. A kind leaves out
-    the stages that it does not need: `latency(kind)`.
+    the stages that it does not need: `latency(kind)`. Rows of VAR go through the first of these twice, so they are at
+    least two cycles apart.
 
     Members
     -------
@@ -408,25 +514,31 @@ class RowScalar(wiring.Component):
         Row of the table; like the constants it is stable from the first `i.valid` to the last `o.valid`.
     const1, const2 : In(F24)
         Constants of the instruction.
+    n : In(16)
+        VAR: elements of a row.
     scale16 : In(1)
         QSCALE rounds b to bfloat16.
     i : In(row_value)
-        {valid, value 64, exponent 8, tag}: F24 in the low bits of value for MAX, ABSMAX and QSCALE, a signed integer
-        for the others; exponent: bits 15 to 22 of field a of the source entry (SUMSQ, SUM).
+        {valid, value 64, second 32, exponent 8, tag}: F24 in the low bits of value for MAX, ABSMAX, QSCALE and ARGMAX,
+        a signed integer for the others; exponent: bits 15 to 22 of field a of the source entry (SUMSQ, SUM, VAR).
     o : Out(row_entry)
         {valid, a, b, tag}, `latency(kind)` cycles later.
     """
 
     _STAGES = (
+        ((Reduce.VAR,), Variance.LATENCY),
         (SUMS, IntToFloat.LATENCY + Scale2.LATENCY),
         (MULTIPLIED, FloatMul.LATENCY),
+        ((Reduce.VAR,), FloatMul.LATENCY),
         ((Reduce.QSCALE,), RoundBf16.LATENCY),
-        ((Reduce.SUMSQ,), FloatAdd.LATENCY),
+        (SQUARES, FloatAdd.LATENCY),
         (INVERTED, ReciprocalUnit.LATENCY),
+        ((Reduce.VAR,), FloatMul.LATENCY),
     )
     kind: In(Reduce)
     const1: In(F24)
     const2: In(F24)
+    n: In(16)
     scale16: In(1)
     i: In(row_value())
     o: Out(row_entry())
@@ -439,20 +551,26 @@ class RowScalar(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.mul = mul = FloatMul()
+        m.submodules.again = again = FloatMul()
         m.submodules.round = round_ = RoundBf16()
         m.submodules.add = add = FloatAdd()
         m.submodules.reciprocal = reciprocal = ReciprocalUnit()
-        whole, total = self.i.value[:24], self._scaled(m)
+        variance = Signal()
+        m.d.comb += variance.eq(self.kind == Reduce.VAR)
+        whole, total = self.i.value[:24], self._scaled(m, variance)
         # Each block has only the sources that some kind takes it from; the way passes all of them in turn.
         m.d.comb += [
             mul.a.eq(Mux(self.kind == Reduce.QSCALE, whole, total)),
             mul.b.eq(self.const1),
+            again.a.eq(mul.o),
+            again.b.eq(self.const1),
             round_.i.eq(mul.o),
             round_.enable.eq(self.scale16),
-            add.a.eq(mul.o),
+            add.a.eq(Mux(variance, again.o, mul.o)),
             add.b.eq(self.const2),
-            reciprocal.sqrt.eq(self.kind == Reduce.SUMSQ),
+            reciprocal.sqrt.eq(_among(self.kind, SQUARES)),
         ]
+        root, shift = self._shift(m, variance, mul.o, reciprocal.o)
         scale = delay(m, round_.o, ReciprocalUnit.LATENCY, name="scale")
         m.d.comb += self.o.a.eq(reciprocal.o)
         with m.Switch(self.kind):
@@ -462,8 +580,12 @@ class RowScalar(wiring.Component):
                 m.d.comb += reciprocal.i.eq(total)
             with m.Case(Reduce.SUMSQ):
                 m.d.comb += reciprocal.i.eq(add.o)
+            with m.Case(Reduce.VAR):
+                m.d.comb += [reciprocal.i.eq(add.o), self.o.a.eq(root), self.o.b.eq(shift)]
             with m.Case(Reduce.SUM):
                 m.d.comb += self.o.a.eq(mul.o)
+            with m.Case(Reduce.ARGMAX):
+                m.d.comb += [self.o.a.eq(whole), self.o.b.eq(self.i.second)]
             with m.Default():
                 m.d.comb += self.o.a.eq(whole)
 
@@ -473,23 +595,49 @@ class RowScalar(wiring.Component):
         m.d.comb += [self.o.valid.eq(way.now.valid), self.o.tag.eq(way.now.beside)]
         return way.asleep_while_empty()
 
-    def _scaled(self, m):
-        """Return the row's sum as a float."""
+    def _scaled(self, m, variance):
+        """Return the row's sum as a float; for VAR the variance's, and in the cycle before that the sum's."""
+        m.submodules.variance = unit = Variance()
         m.submodules.convert = convert = IntToFloat(SUM_WIDTH)
         m.submodules.scale = scale = Scale2()
+        m.d.comb += [unit.n.eq(self.n), unit.i_squares.eq(self.i.value), unit.i_sum.eq(self.i.second)]
+        early = Variance.LATENCY - 1
+        is_sum = delay(m, self.i.valid & variance, early, name="is_sum")
+        second = delay(m, self.i.second, early, name="second").as_signed()
+        exponent = delay(m, self.i.exponent, early, name="exponent")
+        late = delay(m, exponent, 1, name="exponent_late")
         # E - 15 = exponent - 142
         shift = Signal(signed(10))
-        shift_late = delay(m, shift, IntToFloat.LATENCY, name="shift")
         with m.Switch(self.kind):
             with m.Case(Reduce.EXPSUM):
                 m.d.comb += shift.eq(-24)
             with m.Case(Reduce.SUMSQ):
                 m.d.comb += shift.eq((self.i.exponent - 142) << 1)
+            with m.Case(Reduce.VAR):
+                m.d.comb += shift.eq(Mux(is_sum, exponent - 142, (late - 142) << 1))
             with m.Default():
                 m.d.comb += shift.eq(self.i.exponent - 142)
-        m.d.comb += [
-            convert.i.eq(self.i.value),
-            scale.i.eq(convert.o),
-            scale.k.eq(shift_late),
-        ]
+        with m.If(is_sum):
+            m.d.comb += convert.i.eq(second)
+        with m.Elif(variance):
+            m.d.comb += convert.i.eq(unit.o)
+        with m.Else():
+            m.d.comb += convert.i.eq(self.i.value)
+        m.d.comb += [scale.i.eq(convert.o), scale.k.eq(delay(m, shift, IntToFloat.LATENCY, name="shift"))]
         return scale.o
+
+    def _shift(self, m, variance, mean, root):
+        """Return VAR's fields: the root in time with the second, minus the mean (it waits for it) times the root."""
+        m.submodules.means = means = Ring(F24, depth=8)  # rows are two cycles apart
+        m.submodules.last = last = FloatMul()
+        to_mean = Variance.LATENCY - 1 + IntToFloat.LATENCY + Scale2.LATENCY + FloatMul.LATENCY
+        to_root = self.latency(Reduce.VAR) - FloatMul.LATENCY
+        put = delay(m, self.i.valid & variance, to_mean, name="put")
+        m.d.comb += [
+            means.put.eq(put),
+            means.put_data.eq(mean),
+            means.take.eq(delay(m, put, to_root - 1 - to_mean, name="take")),
+            last.a.eq(means.data ^ (1 << 23)),
+            last.b.eq(root),
+        ]
+        return delay(m, root, FloatMul.LATENCY, name="root"), last.o

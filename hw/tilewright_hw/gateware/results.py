@@ -1,14 +1,14 @@
 """Where the vector unit's results go: which elements are valid, and the way to the buffers and the store stream."""
 
-from amaranth import Cat, Module, Mux, Signal
-from amaranth.lib import stream, wiring
+from amaranth import C, Cat, Module, Mux, Signal, signed
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from tilewright_hw.arch.isa import Dest, Op
+from tilewright_hw.arch.isa import Dest, Op, Source
 from tilewright_hw.gateware.address import AddressGenerator, Token
 from tilewright_hw.gateware.fifo import StreamFifo
-from tilewright_hw.gateware.float import FloatToInt8, delay
+from tilewright_hw.gateware.float import FloatToInt, delay
 from tilewright_hw.gateware.layouts import (
     buffer_write,
     bytes_word,
@@ -122,8 +122,8 @@ class ResultWriter(wiring.Component):
         In time with `integer`.
     floats : In(vector_word(lanes))
         x5: a cycle after its token.
-    int8 : In(bytes_word(lanes))
-        x5 quantised: `FloatToInt8.LATENCY` cycles after that.
+    quantised : In(array of signed(15))
+        x5 quantised: `FloatToInt.LATENCY` cycles after that. For ACT16 it stays for two cycles.
     row_en, row : Out(1), Out(buffer_write(vector_word(lanes)))
         Write into the row buffer.
     act : Out(act_write(lanes, parts))
@@ -148,7 +148,7 @@ class ResultWriter(wiring.Component):
                 "x5": In(Token),
                 "integers": In(sums_word(lanes)),
                 "floats": In(vector_word(lanes)),
-                "int8": In(bytes_word(lanes)),
+                "quantised": In(data.ArrayLayout(signed(15), lanes)),
                 "row_en": Out(1),
                 "row": Out(buffer_write(vector_word(lanes))),
                 "act": Out(act_write(lanes, parts)),
@@ -160,7 +160,8 @@ class ResultWriter(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         dest = self.command.dest
-        token = self._token(m)
+        token, high = self._token(m)
+        pairs = dest == Dest.ACT16
         m.d.comb += self.last.eq(token.valid & token.last)
 
         m.submodules.target = target = AddressGenerator(subs=self.parts)
@@ -169,36 +170,46 @@ class ResultWriter(wiring.Component):
             target.base.eq(self.next.dst),
             target.step_m.eq(self.command.dst_m),
             target.step_h.eq(self.command.dst_h),
-            target.step.eq(1),
-            target.last_sub.eq(Mux(dest == Dest.ACT, self.parts - 1, 0)),
+            target.step.eq(Mux(pairs, 2, 1)),
+            target.last_sub.eq(Mux((dest == Dest.ACT) | pairs, self.parts - 1, 0)),
             target.token.eq(token),
             self.row_en.eq(token.valid & (dest == Dest.ROW)),
             self.row.addr.eq(target.addr),
             self.row.data.eq(self.floats),
-            self.act.en.eq(token.valid & (dest == Dest.ACT)),
-            self.act.addr.eq(target.addr),
+            self.act.en.eq((token.valid & ((dest == Dest.ACT) | pairs)) | high),
+            self.act.addr.eq(target.addr + (token.valid & pairs)),
             self.act.part.eq(target.sub),
-            self.act.data.eq(self.int8),
         ]
+        for byte, value in zip(self.act.data, self.quantised, strict=True):
+            with m.If(~pairs):
+                m.d.comb += byte.eq(value[:8])
+            with m.Elif(high):
+                m.d.comb += byte.eq(value[7:])
+            with m.Else():
+                m.d.comb += byte.eq(Cat(value[:7], C(0, 1)))
         self._store(m, token.valid)
         return m
 
     def _token(self, m):
-        """Return the token in time with the data that the destination takes."""
+        """Return the token in time with the data that the destination takes, and whether ACT16's first half is here."""
         dest = self.command.dest
         result = delay(m, self.x5, 1, name="result")
-        quantised = Signal(Token)
-        int8 = (dest == Dest.ACT) | (dest == Dest.STORE_INT8)
-        m.d.comb += [quantised.eq(result), quantised.valid.eq(result.valid & int8)]
-        quantised = delay(m, quantised, FloatToInt8.LATENCY, name="quantised")
+        quantised, high = Signal(Token), Signal(Token)
+        integers = dest.matches(Dest.ACT, Dest.ACT16, Dest.STORE_INT8)
+        m.d.comb += [quantised.eq(result), quantised.valid.eq(result.valid & integers)]
+        quantised = delay(m, quantised, FloatToInt.LATENCY, name="quantised")
+        m.d.comb += [high.eq(quantised), high.valid.eq(quantised.valid & (dest == Dest.ACT16))]
+        low = delay(m, high, 1, name="low")
         token = Signal(Token)
-        with m.If(dest == Dest.STORE_RAW):
+        with m.If((dest == Dest.STORE_RAW) & (self.command.source == Source.ACC)):
             m.d.comb += token.eq(self.integer)
-        with m.Elif(int8):
+        with m.Elif(dest == Dest.ACT16):
+            m.d.comb += token.eq(low)
+        with m.Elif(integers):
             m.d.comb += token.eq(quantised)
         with m.Else():
             m.d.comb += token.eq(result)
-        return token
+        return token, high.valid
 
     def _store(self, m, valid):
         """Build the store FIFO and count its room."""
@@ -211,8 +222,11 @@ class ResultWriter(wiring.Component):
             with m.Switch(dest):
                 with m.Case(Dest.STORE_RAW):
                     m.d.comb += word.eq(self.integers[i].as_unsigned())
+                    if i == 0:  # rows of statistics have one element
+                        with m.If(self.command.source == Source.STAT):
+                            m.d.comb += word.eq(self.floats[i])
                 with m.Case(Dest.STORE_INT8):
-                    m.d.comb += word.eq(self.int8[i].as_unsigned())
+                    m.d.comb += word.eq(self.quantised[i][:8])
                 with m.Case(Dest.STORE_BF16):
                     m.d.comb += word.eq(self.floats[i][8:])
                 with m.Default():

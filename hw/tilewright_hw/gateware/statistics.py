@@ -1,15 +1,15 @@
 """The statistics of rows: entries (a, b) that one instruction's reductions write and later ones read."""
 
 from amaranth import Module, Mux, Signal
-from amaranth.lib import data, memory, wiring
+from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from tilewright_hw.arch.isa import Op, Scale
+from tilewright_hw.arch.isa import Add, Op, Scale
 from tilewright_hw.gateware.address import AddressGenerator, Token
 from tilewright_hw.gateware.lane import X0_TO_X5
 from tilewright_hw.gateware.layouts import F24, operands
-from tilewright_hw.gateware.reduce import row_entry
+from tilewright_hw.gateware.reduce import row_entry, stat_entry
 from tilewright_hw.gateware.ring import Ring
 
 __all__ = ["RowStatistics", "first_of"]
@@ -50,10 +50,10 @@ class RowStatistics(wiring.Component):
         Field b, at x0's input.
     scalar : Out(F24)
         The first multiplier's factor, in time with x0.
-    neg_a : Out(F24)
-        Minus field a (a zero may be negative), at the adder.
-    exponent : Out(8)
-        Biased exponent of field a, in time with x5; with reduce_outer that of the first inner row.
+    addition : Out(F24)
+        Minus field a (a zero may be negative), or field b, at the adder.
+    source : Out(stat_entry())
+        The entry, in time with x5; with reduce_outer that of the first inner row.
     entry : In(row_entry())
         Entry to write. Tag bit 0: it ends an outer row.
     """
@@ -72,16 +72,15 @@ class RowStatistics(wiring.Component):
                 "x5": In(Token),
                 "b": Out(F24),
                 "scalar": Out(F24),
-                "neg_a": Out(F24),
-                "exponent": Out(8),
+                "addition": Out(F24),
+                "source": Out(stat_entry()),
                 "entry": In(row_entry()),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
-        entry = data.StructLayout({"a": F24, "b": F24})
-        m.submodules.memory = store = memory.Memory(shape=entry, depth=self.entries, init=[])
+        m.submodules.memory = store = memory.Memory(shape=stat_entry(), depth=self.entries, init=[])
         self._write(m, store.write_port())
         stat, fresh = self._read(m, store.read_port())
         command = self.command
@@ -101,16 +100,16 @@ class RowStatistics(wiring.Component):
         m.submodules.addends = addends = Ring(F24, depth=ROWS_IN_FLIGHT, transparent=True)
         m.d.comb += [
             addends.put.eq(fresh),
-            addends.put_data.eq(stat.a ^ (1 << 23)),
+            addends.put_data.eq(Mux(command.add == Add.STAT_B, stat.b, stat.a ^ (1 << 23))),
             addends.take.eq(first_of(m, self.addend, self.addend.row_end, name="addend")),
-            self.neg_a.eq(addends.data),
+            self.addition.eq(addends.data),
         ]
-        m.submodules.exponents = exponents = Ring(8, depth=ROWS_IN_FLIGHT)
+        m.submodules.sources = sources = Ring(stat_entry(), depth=ROWS_IN_FLIGHT)
         m.d.comb += [
-            exponents.put.eq(fresh & (first_of(m, self.x0, self._end(self.x0), name="x0"))),
-            exponents.put_data.eq(stat.a[15:23]),
-            exponents.take.eq(first_of(m, self.x5, self._end(self.x5), name="x5")),
-            self.exponent.eq(exponents.data),
+            sources.put.eq(fresh & (first_of(m, self.x0, self._end(self.x0), name="x0"))),
+            sources.put_data.eq(stat),
+            sources.take.eq(first_of(m, self.x5, self._end(self.x5), name="x5")),
+            self.source.eq(sources.data),
         ]
         return m
 

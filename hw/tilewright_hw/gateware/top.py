@@ -116,6 +116,7 @@ class Accelerator(Component):
         connect(m, reader.o_act, act.i_load)
         connect(m, reader.o_row, vector.i_row)
         connect(m, reader.o_param, vector.i_param)
+        connect(m, reader.o_table, vector.i_table)
         connect(m, vector.act, act.write)
         connect(m, vector.o_store, self._store.i_data)
         m.d.comb += [

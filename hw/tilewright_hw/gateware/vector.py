@@ -8,29 +8,32 @@ from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.isa import Add, Dest, Func, Mul, Op, Reduce, Scale, Source
 from tilewright_hw.gateware.address import AddressGenerator, RowLoops, Token
 from tilewright_hw.gateware.float import delay
-from tilewright_hw.gateware.functions import Exp2Sigmoid
-from tilewright_hw.gateware.lane import Addend, Lane, LanePath, TokenPath
+from tilewright_hw.gateware.functions import LaneFunction
+from tilewright_hw.gateware.lane import Addend, Factor, Lane, LanePath, TokenPath
 from tilewright_hw.gateware.layouts import (
     buffer_write,
     operands,
     store_word,
     sums_word,
+    table_word,
     vector_word,
 )
 from tilewright_hw.gateware.reduce import RowReduce, RowScalar
 from tilewright_hw.gateware.results import ResultWriter, ValidLanes, act_write
 from tilewright_hw.gateware.ring import Ring
 from tilewright_hw.gateware.statistics import RowStatistics, first_of
+from tilewright_hw.gateware.table import TableLoader
 from tilewright_hw.gateware.vector_memory import VectorMemory
 
 __all__ = ["VectorUnit"]
 
 
-class RowUse(enum.Enum, shape=unsigned(2)):  # type: ignore[call-arg]
-    """What the row buffer is read for."""
+class Use(enum.Enum, shape=unsigned(2)):  # type: ignore[call-arg]
+    """What the row or the parameter buffer is read for."""
 
     NONE = 0
-    OPERAND = 1
+    FIRST = 1
+    """Row buffer: operand A; parameter buffer: the second multiplier."""
     ADDEND = 2
     FACTOR = 3
 
@@ -38,8 +41,9 @@ class RowUse(enum.Enum, shape=unsigned(2)):  # type: ignore[call-arg]
 class VectorUnit(wiring.Component):
     """Executes VECTOR instructions (docs/numerics.md, "A vector instruction"; docs/architecture.md, VECTOR).
 
-    One word of L elements enters per cycle; rows follow each other without a gap, those of one word too. An instruction
-    begins when the one before has completed. Flow control: `cmd` and the loads are streams; buffer ports are rigid;
+    One word of L elements enters per cycle; rows follow each other without a gap, those of one word too. (`wide` and
+    ACT16 take two cycles per word, for two accumulator rows read, two activation words written; VAR leaves one cycle
+    free after each row.) An instruction begins when the one before has completed. Flow control: `cmd` and the loads are streams; buffer ports are rigid;
     words for the store stream are issued only as far as its FIFO has room.
 
     Parameters
@@ -61,6 +65,8 @@ class VectorUnit(wiring.Component):
         Writes a part of an activation word.
     i_row, i_param : In(stream of buffer_write(vector_word(lanes)))
         Loads into the row and the parameter buffer; the former waits for the unit's own writes.
+    i_table : In(stream of table_word())
+        Loads the function TABLE.
     o_store : Out(stream of store_word(lanes))
         Store stream.
     wait_store : Out(1)
@@ -84,6 +90,7 @@ class VectorUnit(wiring.Component):
                 "act": Out(act_write(lanes, config.rows // lanes)),
                 "i_row": In(stream.Signature(word)),
                 "i_param": In(stream.Signature(word)),
+                "i_table": In(stream.Signature(table_word())),
                 "o_store": Out(stream.Signature(store_word(lanes))),
                 "wait_store": Out(1),
             }
@@ -97,6 +104,7 @@ class VectorUnit(wiring.Component):
         m.submodules.tokens = TokenPath()
         m.submodules.row = VectorMemory(lanes=self.lanes, words=config.row_words)
         m.submodules.param = VectorMemory(lanes=self.lanes, words=config.param_words)
+        m.submodules.table = TableLoader()
         m.submodules.statistics = RowStatistics(entries=config.stat_entries)
         m.submodules.valid = ValidLanes(lanes=self.lanes)
         m.submodules.results = ResultWriter(lanes=self.lanes, parts=parts)
@@ -105,12 +113,13 @@ class VectorUnit(wiring.Component):
         m.submodules.scalar = RowScalar()
 
         command, load = self._control(m)
-        path, row_use = self._decode(m, load)
+        path = self._decode(m, load)
+        uses = self._decode_uses(m, load)
         self._issue(m, command, load, path)
-        self._read_buffers(m, command, load, row_use)
-        integers = self._read_accumulators(m, command, load)
-        lanes = self._build_lanes(m, command, path, integers)
-        self._write(m, load, integers, lanes)
+        self._read_buffers(m, command, load, *uses)
+        integers, high = self._read_accumulators(m, command, load, path)
+        lanes = self._build_lanes(m, command, path, integers, high)
+        self._write(m, command, load, integers, lanes)
         self._reduce(m, command, lanes)
         for block in (m.submodules.results, m.submodules.statistics):
             m.d.comb += [block.load.eq(load), block.next.eq(self.cmd.payload)]
@@ -147,61 +156,93 @@ class VectorUnit(wiring.Component):
         return command, load
 
     def _decode(self, m, load):
-        """Return the command's path and what it reads the row buffer for, as registers."""
+        """Return the command's path, as a register."""
         new = self.cmd.payload
-        path, row_use = Signal(LanePath), Signal(RowUse)
+        path = Signal(LanePath)
         rotate = new.add == Add.ROTATE
         with m.If(load):
             m.d.sync += [
                 path.acc.eq(new.source == Source.ACC),
+                path.wide.eq((new.source == Source.ACC) & new.wide),
                 path.rotate.eq(rotate),
                 path.mul1.eq((new.scale != Scale.NONE) & ~rotate),
                 path.mul2.eq(new.param | rotate),
                 path.add.eq(new.add != Add.NONE),
                 path.func.eq(new.func != Func.NONE),
-                path.sigmoid.eq(new.func == Func.SIGMOID),
+                path.kind.eq(new.func[:2]),
+                path.table.eq(new.func == Func.TABLE),
                 path.mul3.eq(new.mul != Mul.NONE),
-                path.factor_row.eq(new.mul == Mul.ROW),
-                path.raw.eq(new.dest == Dest.STORE_RAW),
+                path.raw.eq((new.dest == Dest.STORE_RAW) & (new.source == Source.ACC)),
+                path.quantise16.eq(new.dest == Dest.ACT16),
             ]
             with m.Switch(new.add):
-                with m.Case(Add.NEG_STAT_A):
-                    m.d.sync += path.addend.eq(Addend.NEG_STAT)
+                with m.Case(Add.NEG_STAT_A, Add.STAT_B):
+                    m.d.sync += path.addend.eq(Addend.STAT)
                 with m.Case(Add.ROTATE):
                     m.d.sync += path.addend.eq(Addend.PRODUCT)
+                with m.Case(Add.PARAM):
+                    m.d.sync += path.addend.eq(Addend.PARAM)
                 with m.Default():
                     m.d.sync += path.addend.eq(Addend.ROW)
-            with m.If(new.source == Source.ROW):
-                m.d.sync += row_use.eq(RowUse.OPERAND)
-            with m.Elif(new.add == Add.ROW):
-                m.d.sync += row_use.eq(RowUse.ADDEND)
-            with m.Elif(new.mul == Mul.ROW):
-                m.d.sync += row_use.eq(RowUse.FACTOR)
-            with m.Else():
-                m.d.sync += row_use.eq(RowUse.NONE)
-        return path, row_use
+            with m.Switch(new.mul):
+                with m.Case(Mul.ROW):
+                    m.d.sync += path.factor.eq(Factor.ROW)
+                with m.Case(Mul.PARAM):
+                    m.d.sync += path.factor.eq(Factor.PARAM)
+                with m.Default():
+                    m.d.sync += path.factor.eq(Mux(new.func == Func.NONE, Factor.X3, Factor.RECALLED))
+        m.d.comb += m.submodules.table.loaded.eq(path.table)
+        return path
+
+    def _decode_uses(self, m, load):
+        """Return what the command reads the row buffer and the parameter buffer for, as registers."""
+        new = self.cmd.payload
+        row_use, param_use = Signal(Use), Signal(Use)
+        for use, first, add, mul in (
+            (row_use, new.source == Source.ROW, Add.ROW, Mul.ROW),
+            (param_use, new.param | (new.add == Add.ROTATE), Add.PARAM, Mul.PARAM),
+        ):
+            with m.If(load):
+                with m.If(first):
+                    m.d.sync += use.eq(Use.FIRST)
+                with m.Elif(new.add == add):
+                    m.d.sync += use.eq(Use.ADDEND)
+                with m.Elif(new.mul == mul):
+                    m.d.sync += use.eq(Use.FACTOR)
+                with m.Else():
+                    m.d.sync += use.eq(Use.NONE)
+        return row_use, param_use
 
     def _issue(self, m, command, load, path):
         """Issue the command's words: into the store FIFO only where one has room."""
         loops, tokens, results = m.submodules.loops, m.submodules.tokens, m.submodules.results
         new = self.cmd.payload
         stores = command.dest >= Dest.STORE_INT8
+        pause, room = Signal(), ~stores | results.room
+        slow = path.wide | path.quantise16
+        m.d.sync += pause.eq(
+            loops.token.valid & (slow | (loops.token.row_end & (command.reduce == Reduce.VAR)))
+        )
         m.d.comb += [
             loops.load.eq(load),
             loops.n.eq(new.n),
             loops.m.eq(new.m),
             loops.h.eq(new.h),
-            loops.pad.eq(new.dest == Dest.ACT),
-            loops.advance.eq(~stores | results.room),
+            loops.pad.eq(new.dest.matches(Dest.ACT, Dest.ACT16)),
+            loops.advance.eq(room & ~pause),
             results.reserve.eq(stores & loops.token.valid),
-            self.wait_store.eq(loops.active & ~loops.advance),
+            self.wait_store.eq(loops.active & ~room),
             tokens.path.eq(path),
             tokens.issue.eq(loops.token),
         ]
 
-    def _read_accumulators(self, m, command, load):
-        """Read the accumulators; return the chosen word of L integers, in time with the token `integer`."""
-        issue = m.submodules.loops.token
+    def _read_accumulators(self, m, command, load, path):
+        """Read the accumulators; return the chosen word of L integers, in time with the token `integer`.
+
+        With `wide` that word's pair follows it a cycle later; then the first is returned beside it (0 otherwise).
+        """
+        issue, second = m.submodules.loops.token, Signal(Token)
+        m.d.sync += [second.eq(issue), second.valid.eq(issue.valid & path.wide)]
         groups = self.config.cols // self.lanes
         m.submodules.acc_address = source = AddressGenerator(subs=groups)
         m.d.comb += [
@@ -211,10 +252,10 @@ class VectorUnit(wiring.Component):
             source.step_h.eq(command.src_h),
             source.step.eq(command.src_n),
             source.last_sub.eq(groups - 1),
-            source.token.eq(issue),
-            self.acc_en.eq(issue.valid & (command.source == Source.ACC)),
+            source.token.eq(Mux(path.wide, Value.cast(second), Value.cast(issue))),
+            self.acc_en.eq((issue.valid & (command.source == Source.ACC)) | second.valid),
             self.acc_bank.eq(command.bank),
-            self.acc_addr.eq(source.addr),
+            self.acc_addr.eq(source.addr + second.valid),
         ]
         read, sub = Signal(), Signal.like(source.sub)
         integers = Signal(sums_word(self.lanes))
@@ -224,15 +265,19 @@ class VectorUnit(wiring.Component):
         with m.If(read):
             words = Value.cast(self.acc_data).word_select(sub, 32 * self.lanes)
             m.d.sync += integers.eq(words)
-        return integers
+        high = Signal(sums_word(self.lanes))
+        m.d.sync += high.eq(0)
+        with m.If(path.wide):
+            m.d.sync += high.eq(integers)
+        return integers, high
 
-    def _read_buffers(self, m, command, load, row_use):
+    def _read_buffers(self, m, command, load, row_use, param_use):
         """Read row and parameter buffer for the stage that needs them, and take their loads."""
         row, param, tokens = m.submodules.row, m.submodules.param, m.submodules.tokens
         new = self.cmd.payload
         m.submodules.row_address = row_address = AddressGenerator()
         m.submodules.param_address = param_address = AddressGenerator()
-        operand = row_use == RowUse.OPERAND
+        operand = row_use == Use.FIRST
         m.d.comb += [
             row_address.load.eq(load),
             row_address.base.eq(Mux(new.source == Source.ROW, new.src, new.row)),
@@ -246,28 +291,32 @@ class VectorUnit(wiring.Component):
             param_address.step_m.eq(command.par_m),
             param_address.step_h.eq(command.par_h),
             param_address.step.eq(1),
-            param_address.token.eq(tokens.read_param),
             param.addr.eq(param_address.addr),
-            param.en.eq(tokens.read_param.valid & tokens.path.mul2),
+            param.en.eq(param_address.token.valid),
         ]
-        with m.Switch(row_use):
-            for use, token in (
-                (RowUse.OPERAND, tokens.operand),
-                (RowUse.ADDEND, tokens.read_addend),
-                (RowUse.FACTOR, tokens.read_factor),
-            ):
-                with m.Case(use):
-                    m.d.comb += row_address.token.eq(token)
+        for address, chosen, first in (
+            (row_address, row_use, tokens.operand),
+            (param_address, param_use, tokens.read_param),
+        ):
+            with m.Switch(chosen):
+                for use, token in (
+                    (Use.FIRST, first),
+                    (Use.ADDEND, tokens.read_addend),
+                    (Use.FACTOR, tokens.read_factor),
+                ):
+                    with m.Case(use):
+                        m.d.comb += address.token.eq(token)
         connect(m, flipped(self.i_row), row.i_load)
         connect(m, flipped(self.i_param), param.i_load)
+        connect(m, flipped(self.i_table), m.submodules.table.i)
 
-    def _build_lanes(self, m, command, path, integers):
+    def _build_lanes(self, m, command, path, integers, high):
         """Build the lanes and what they share; return them."""
-        tokens, statistics = m.submodules.tokens, m.submodules.statistics
+        tokens, statistics, table = m.submodules.tokens, m.submodules.statistics, m.submodules.table
         lanes = [Lane(odd=bool(i % 2)) for i in range(self.lanes)]
-        recall = Ring(vector_word(self.lanes), depth=1 << Exp2Sigmoid.LATENCY.bit_length())
+        recall = Ring(vector_word(self.lanes), depth=1 << LaneFunction.TABLE_LATENCY.bit_length())
         m.submodules.recall = recall
-        own = path.func & path.mul3 & ~path.factor_row
+        own = path.mul3 & (path.factor == Factor.RECALLED)
         m.d.comb += [
             recall.put.eq(delay(m, tokens.x3.valid, 1, name="x3_valid") & own),
             recall.take.eq(tokens.factor.valid & own),
@@ -281,23 +330,27 @@ class VectorUnit(wiring.Component):
             m.d.comb += [
                 lane.path.eq(path),
                 lane.acc.eq(integers[i]),
+                lane.high.eq(high[i]),
                 lane.operand.eq(operand),
                 lane.load_x0.eq(tokens.x0.valid),
                 lane.load_x3.eq(tokens.x3.valid),
                 lane.load_x5.eq(tokens.x5.valid),
-                lane.keep.eq(m.submodules.valid.keep[i]),
+                lane.keep.eq(m.submodules.valid.keep[i] | (command.dest == Dest.STORE_RAW)),
                 lane.scalar.eq(statistics.scalar),
                 lane.param.eq(param[i]),
                 lane.partner_x0.eq(lanes[i ^ 1].x0),
                 lane.partner_param.eq(param[i ^ 1]),
-                lane.neg_stat.eq(statistics.neg_a),
+                lane.stat.eq(statistics.addition),
                 lane.row.eq(row[i]),
                 lane.recalled.eq(recall.data[i]),
                 recall.put_data[i].eq(lane.x3),
+                lane.align.eq(table.align),
+                lane.exponent.eq(table.exponent),
+                lane.write.eq(table.write),
             ]
         return lanes
 
-    def _write(self, m, load, integers, lanes):
+    def _write(self, m, command, load, integers, lanes):
         """Mask the results and send them to their destination."""
         tokens, valid, results = m.submodules.tokens, m.submodules.valid, m.submodules.results
         m.d.comb += [
@@ -313,7 +366,7 @@ class VectorUnit(wiring.Component):
             m.submodules.row.write.eq(results.row),
         ]
         for i, lane in enumerate(lanes):
-            m.d.comb += [results.floats[i].eq(lane.x5), results.int8[i].eq(lane.int8)]
+            m.d.comb += [results.floats[i].eq(lane.x5), results.quantised[i].eq(lane.integer)]
         connect(m, results.o_store, flipped(self.o_store))
         connect(m, results.act, flipped(self.act))
 
@@ -328,16 +381,20 @@ class VectorUnit(wiring.Component):
             token.eq(x5),
             token.valid.eq(x5.valid & (command.reduce != Reduce.NONE)),
             reduce.kind.eq(command.reduce),
+            reduce.merge.eq(command.merge),
+            reduce.origin.eq(command.const1[8:]),
             reduce.i.valid.eq(token.valid),
             reduce.i.first.eq(first_of(m, token, end, name="reduce")),
             reduce.i.last.eq(end),
+            reduce.i.row_end.eq(x5.row_end),
             reduce.i.keep.eq(delay(m, m.submodules.valid.keep, 1, name="keep")),
-            reduce.i.exponent.eq(statistics.exponent),
+            reduce.i.source.eq(statistics.source),
             reduce.i.data.eq(Cat(lane.x5 for lane in lanes)),
             scalar.kind.eq(command.reduce),
             scalar.const1.eq(command.const1[8:]),
             scalar.const2.eq(command.const2 << 8),
             scalar.scale16.eq(command.scale16),
+            scalar.n.eq(command.n),
             scalar.i.eq(reduce.o),
             reduce.i.tag.eq(Cat(x5.outer_end, x5.last)),
             statistics.entry.eq(scalar.o),
