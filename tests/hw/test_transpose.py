@@ -60,5 +60,5 @@ def test_tiles_follow_each_other_without_a_gap(rows, cols):
 
 
 def test_bad_sizes():
-    with pytest.raises(TypeError, match="^rows must be an integer of at least 2, not 1$"):
+    with pytest.raises(TypeError, match=r"^rows must be an integer of at least 2, not 1$"):
         Transposer(rows=1, cols=4)

@@ -13,10 +13,10 @@ from tilewright_hw.gateware.width import word
 __all__ = ["Transposer"]
 
 
-def _exchange(lanes, distance):
-    """Return the lanes in the order lane ^ distance: a layer of two-way muxes for each bit of `distance`."""
-    for i, bit in enumerate(distance):
-        lanes = [Mux(bit, lanes[at ^ (1 << i)], lane) for at, lane in enumerate(lanes)]
+def _exchange(lanes, distance, bits):
+    """Return the lanes in the order lane ^ distance, for these bits of `distance`: a layer of two-way muxes each."""
+    for i in bits:
+        lanes = [Mux(distance[i], lanes[at ^ (1 << i)], lane) for at, lane in enumerate(lanes)]
     return lanes
 
 
@@ -27,7 +27,7 @@ class Transposer(wiring.Component):
     the two decide. The first row of a tile is taken before, and while, the last of the tile before is given. `i.ready`
     depends on `o.ready`.
 
-    Latency: the first row of a tile is offered two cycles after its last row was taken.
+    Latency: the first row of a tile is offered three cycles after its last row was taken.
 
     Storage: N memories of N bytes, N the next power of two of rows and cols, read without a clock (LUT RAM). Byte r of
     row c lies in memory r ^ c at address c; so a row going in and a row coming out each touch every memory once, and
@@ -50,7 +50,7 @@ class Transposer(wiring.Component):
         The `rows` rows of a tile.
     """
 
-    LATENCY = 2
+    LATENCY = 3
 
     def __init__(self, *, rows, cols, ends=0):
         for name, value in (("rows", rows), ("cols", cols)):
@@ -67,41 +67,59 @@ class Transposer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         bits = ceil_log2(max(self.rows, self.cols))
-        taken, given = Signal(bits), Signal(bits)  # rows taken of the tile that comes, given of the one that is held
+        come, taken = Signal(bits), Signal(bits)  # rows of the tile that comes: taken from `i`, written
+        given = Signal(bits)  # rows read of the tile that is held
         held, mode = Signal(), Signal()  # a whole tile is held; how it lies
-        end, writes, reads, fills = Signal(self.ends), Signal(), Signal(), Signal()
+        staged, free, writes, reads = Signal(), Signal(), Signal(), Signal()
+        staged_end, end = Signal(self.ends), Signal(self.ends)
         last_in, last_out = taken == self.cols - 1, given == self.rows - 1
         m.d.comb += [
             reads.eq(held & (self.o.ready | ~self.o.valid)),
-            # While a tile is held, rows that it still needs keep their places; and the next is not whole before its end.
-            self.i.ready.eq(~held | (reads & last_out) | (~last_in & ((taken < given) | (reads & (taken == given))))),
-            writes.eq(self.i.valid & self.i.ready),
-            fills.eq(writes & last_in),
+            # While a tile is held, the rows still to be given keep their places, and the next is not completed.
+            free.eq(~held | (reads & last_out) | (~last_in & ((taken < given) | (reads & (taken == given))))),
+            writes.eq(staged & free),
+            self.i.ready.eq(~staged | free),
         ]
+        with m.If(self.i.ready):
+            m.d.sync += staged.eq(self.i.valid)
+        with m.If(self.i.ready & self.i.valid):
+            m.d.sync += [come.eq(Mux(come == self.cols - 1, 0, come + 1)), staged_end.eq(self.i.p.end)]
         with m.If(writes):
             m.d.sync += taken.eq(Mux(last_in, 0, taken + 1))
         with m.If(reads):
             m.d.sync += given.eq(Mux(last_out, 0, given + 1))
-        with m.If(fills):
-            m.d.sync += [held.eq(1), mode.eq(~mode), end.eq(self.i.p.end)]
+        with m.If(writes & last_in):
+            m.d.sync += [held.eq(1), mode.eq(~mode), end.eq(staged_end)]
         with m.Elif(reads & last_out):
             m.d.sync += held.eq(0)
         with m.If(self.o.ready | ~self.o.valid):
             m.d.sync += [self.o.valid.eq(held), self.o.p.end.eq(Mux(last_out, end, 0))]
-        self._store(m, taken, given, mode, writes, reads)
+        stored = self._store(m, taken, given, mode, writes, self._enter(m, come, taken))
+        self._leave(m, given, reads, stored)
         return m
 
-    def _store(self, m, taken, given, mode, writes, reads):
-        """Write the row taken and read the row given, each with its lanes exchanged.
+    def _enter(self, m, come, taken):
+        """Exchange the lanes of a row that comes, with a register half way; return them as they are to be written.
+
+        The register halves more than the delay: synthesis would make one wide mux of each lane, twice as large.
+        """
+        half = len(come) // 2
+        lanes = [Cat(self.i.p.data[r]) for r in range(self.rows)]
+        lanes += [Const(0, 8)] * ((1 << len(come)) - self.rows)
+        staged = [Signal(8, name=f"staged_{b}", reset_less=True) for b in range(len(lanes))]
+        with m.If(self.i.ready & self.i.valid):
+            m.d.sync += [to.eq(lane) for to, lane in zip(staged, _exchange(lanes, come, range(half)), strict=True)]
+        return _exchange(staged, taken, range(half, len(come)))
+
+    def _store(self, m, taken, given, mode, writes, lanes):
+        """Write the row taken; return what the memories hold of the row to be given.
 
         `mode` is how the tile held lies: 0 with byte r of row c at address r, 1 at address c. The tile that comes lies
         the other way. Memory b has row `taken` or `given` at that address, or at the one that differs by b.
         """
-        count = 1 << len(taken)
-        lanes = [self.i.p.data[r] for r in range(self.rows)] + [Const(0, 8)] * (count - self.rows)
         stored = []
-        for b, lane in enumerate(_exchange([Cat(lane) for lane in lanes], taken)):
-            m.submodules[f"bank_{b}"] = bank = memory.Memory(shape=8, depth=count, init=[])
+        for b, lane in enumerate(lanes):
+            m.submodules[f"bank_{b}"] = bank = memory.Memory(shape=8, depth=len(lanes), init=[])
             write, read = bank.write_port(), bank.read_port(domain="comb")
             m.d.comb += [
                 write.en.eq(writes),
@@ -110,5 +128,15 @@ class Transposer(wiring.Component):
                 read.addr.eq(Mux(mode, given ^ b, given)),
             ]
             stored.append(read.data)
+        return stored
+
+    def _leave(self, m, given, reads, stored):
+        """Exchange the lanes of a row that is given, with the register of the output half way."""
+        half = len(given) // 2
+        leaving = Signal.like(given, reset_less=True)
+        lanes = [Signal(8, name=f"leaving_{b}", reset_less=True) for b in range(len(stored))]
         with m.If(reads):
-            m.d.sync += [Cat(self.o.p.data[c]).eq(lane) for c, lane in enumerate(_exchange(stored, given)[: self.cols])]
+            m.d.sync += leaving.eq(given)
+            m.d.sync += [to.eq(lane) for to, lane in zip(lanes, _exchange(stored, given, range(half)), strict=True)]
+        lanes = _exchange(lanes, leaving, range(half, len(given)))
+        m.d.comb += [Cat(self.o.p.data[c]).eq(lanes[c]) for c in range(self.cols)]
