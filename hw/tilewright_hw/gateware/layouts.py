@@ -52,3 +52,8 @@ def store_word(lanes: int) -> data.ArrayLayout:
 def buffer_write(word) -> data.StructLayout:
     """Return the payload that writes one word of a buffer: address and word."""
     return data.StructLayout({"addr": unsigned(16), "data": word})
+
+
+def table_word() -> data.StructLayout:
+    """Return the payload of a table on its way from LOAD: a segment, LOAD's `dst`, and whether it is the last."""
+    return data.StructLayout({"data": unsigned(32), "shifts": unsigned(16), "last": unsigned(1)})
