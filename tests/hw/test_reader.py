@@ -343,22 +343,23 @@ def test_room_is_given_back_to_the_beat(name):
     print(f"{seed=}")
     rng = random.Random(seed)
     config = CONFIGS[name]
-    commands = [c for c in random_commands(rng, config, 120) if c.dest in (None, LoadDest.STREAM)]
+    commands = [c for c in random_commands(rng, config, 60) if c.dest in (None, LoadDest.STREAM)]
     bench = Bench(config, 2, seed=seed, commands=commands)
     rooms = {}
 
     async def watch(ctx):
-        count = 0
-        issue = bench.dut.issue
         while True:
             await ctx.tick()
-            rooms["weight"], rooms["stream"] = ctx.get(issue.weight_free), ctx.get(issue.stream_free)
-            count += 1
+            for kind, room in bench.dut.issue.rooms.items():
+                rooms[kind] = ctx.get(room)
 
     bench._fetched = watch
     bench.run(limit=100_000)
     issue = bench.dut.issue
-    assert rooms == {"weight": issue.weight_room, "stream": issue.stream_room}
+    assert rooms["weight"] == issue.weight_room
+    assert rooms["window"] == issue.weight_window
+    assert rooms["stream"] == issue.stream_room
+    assert rooms["load"] == issue.load_room
 
 
 def test_error_response_is_sticky_and_nothing_hangs():

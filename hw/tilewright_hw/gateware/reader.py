@@ -113,6 +113,7 @@ class ReadIssue(wiring.Component):
         self.stream_room = self.stream_tiles * min(self.tile_beats, self.transposed_beats)
         self.load_room = load_fifo_beats(config)
         self.weight_window = max(256, 2 * config.burst_beats)
+        self.rooms = {}  # the counters of free beats by name, once elaborated: for tests
         super().__init__(
             {
                 "i_fetch": In(stream.Signature(burst(0))),
@@ -154,6 +155,7 @@ class ReadIssue(wiring.Component):
         The burst takes `last` + 1 beats if it `counts`; `back` beats come back in this cycle.
         """
         room = Signal(range(size + 1), init=size, name=f"{name}_room")
+        self.rooms[name] = room
         less = Signal(10, name=f"{name}_less")
         with m.If(source.valid & source.ready & counts):
             m.d.comb += less.eq(last + 1)
@@ -305,7 +307,7 @@ class MemoryReader(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.issue = issue = ReadIssue(self.config)
+        m.submodules.issue = issue = self.issue = ReadIssue(self.config)
         m.submodules.sink = sink = LoadSink(self.config)
         m.submodules.load_fifo = loads = StreamFifo(beat(self.config.bus_bytes, 2), issue.load_room)
         m.submodules.origins = origins = StreamFifo(ORIGIN, self.config.reads_in_flight + 1)
