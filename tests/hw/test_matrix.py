@@ -36,27 +36,22 @@ class Model:
         self.acc = np.zeros((2, c.acc_rows, c.cols), dtype=np.int64)
 
     def run(self, command):
-        f = {name: 0 for name in ("bank", "stream", "accumulate", "act", "acc")} | command
+        f = {name: 0 for name in ("bank", "stream", "accumulate", "pair", "act", "acc")} | command
+        words = 1 + f["pair"]
         rows = f["rows_outer"] * f["rows_inner"]
         for g in range(f["groups"]):
             for n in range(f["n"]):
                 for k in range(f["k"]):
                     tile = self.rng.integers(-128, 128, (self.config.rows, self.config.cols))
                     (self.stream if f["stream"] else self.weight).append(tile)
-                    for o in range(f["rows_outer"]):
-                        for i in range(f["rows_inner"]):
-                            x = self.act[
-                                f["act"]
-                                + g * f.get("act_group", 0)
-                                + o * f.get("act_outer", 0)
-                                + i * f.get("act_inner", 0)
-                                + k
-                            ]
-                            row = f["acc"] + (g * f["n"] + n) * rows + o * f["rows_inner"] + i
-                            old = self.acc[f["bank"], row]
-                            if k == 0 and not f["accumulate"]:
-                                old = 0
-                            self.acc[f["bank"], row] = (old + x @ tile + 2**31) % 2**32 - 2**31
+                    for o, i, p in np.ndindex(f["rows_outer"], f["rows_inner"], words):
+                        word = f["act"] + g * f.get("act_group", 0) + o * f.get("act_outer", 0)
+                        x = self.act[word + i * f.get("act_inner", 0) + k * words + p]
+                        row = f["acc"] + ((g * f["n"] + n) * rows + o * f["rows_inner"] + i) * words + p
+                        old = self.acc[f["bank"], row]
+                        if k == 0 and not f["accumulate"]:
+                            old = 0
+                        self.acc[f["bank"], row] = (old + x @ tile + 2**31) % 2**32 - 2**31
 
 
 def command(**fields):
@@ -78,11 +73,13 @@ def random_command(rng, config, most_rows=12):
             bank=rng.randint(0, 1),
             stream=rng.randint(0, 1),
             accumulate=rng.randint(0, 1),
+            pair=rng.choice([0, 0, 1]),
             act=rng.randint(0, 10),
         )
-        rows = f["rows_outer"] * f["rows_inner"]
+        words = 1 + f["pair"]
+        rows = f["rows_outer"] * f["rows_inner"] * words
         room = config.acc_rows - f["groups"] * f["n"] * rows
-        reach = f["act"] + f["k"] - 1
+        reach = f["act"] + f["k"] * words - 1
         for loop, step in (("groups", "group"), ("rows_outer", "outer"), ("rows_inner", "inner")):
             reach += (f[loop] - 1) * f[f"act_{step}"]
         if rows <= most_rows and room >= 0 and reach < config.act_words:
@@ -105,10 +102,12 @@ class Run:
         return self.rows[-1] - self.rows[0] + 1
 
 
-async def feed_tiles(ctx, port, pop, tiles, credits, stall):
-    """Write rows of tiles as the memory reader does: with room for a tile reserved beforehand."""
+async def feed_tiles(ctx, port, pop, tiles, count, credits, stall):
+    """Write rows of tiles as the memory reader does: `count` at a time, with room for a tile reserved beforehand."""
     rows = [row.tolist() for tile in tiles for row in tile]
-    per_tile = len(tiles[0]) if tiles else 1
+    per_tile = len(tiles[0]) // (count or 1) if tiles else 1
+    if count:
+        rows = [rows[i : i + count] for i in range(0, len(rows), count)]
     sent, idle = 0, stall.cycles()
     while sent < len(rows):
         go = not idle and (credits > 0 or sent % per_tile != 0)
@@ -133,10 +132,10 @@ def execute(model, commands, *, share=0.0, start=1, spy=None):
     config, dut, run = model.config, MatrixUnit(model.config), Run()
     over = []
 
-    def feeder(port, pop, tiles, size, seed):
+    def feeder(port, pop, tiles, count, size, seed):
         async def feed(ctx):
             credits = size // config.tile_bytes
-            await feed_tiles(ctx, port, pop, tiles, credits, Stall(seed, share))
+            await feed_tiles(ctx, port, pop, tiles, count, credits, Stall(seed, share))
 
         return feed
 
@@ -172,8 +171,8 @@ def execute(model, commands, *, share=0.0, start=1, spy=None):
 
     simulate(
         dut,
-        feeder(dut.i_weight, dut.weight_pop, model.weight, config.weight_fifo_bytes, 1),
-        feeder(dut.i_stream, dut.stream_pop, model.stream, config.stream_fifo_bytes, 2),
+        feeder(dut.i_weight, dut.weight_pop, model.weight, dut.count, config.weight_fifo_bytes, 1),
+        feeder(dut.i_stream, dut.stream_pop, model.stream, None, config.stream_fifo_bytes, 2),
         issue,
         watch,
         background=[activations],
@@ -223,6 +222,7 @@ def test_few_rows_on_the_same_accumulators(config):
     for rows in (1, 2, 3):
         commands += [command(k=3, rows_inner=rows, accumulate=a, stream=a) for a in (0, 1)]
         commands += [command(rows_inner=rows, accumulate=1)] * 2
+        commands += [command(k=3, rows_inner=rows, pair=1, accumulate=a, stream=a) for a in (0, 1)]
     run = execute(model, commands)
     np.testing.assert_array_equal(run.acc, model.acc)
 
@@ -259,9 +259,10 @@ def test_product_of_matrices_has_no_bubble(config):
         command(rows_inner=config.rows, stream=1, bank=1),
         command(k=2, groups=2, rows_inner=config.rows, act_group=3, accumulate=1),
         command(rows_inner=config.rows + 1, stream=1, accumulate=1),
+        command(k=2, n=2, rows_outer=config.rows // 2, pair=1, bank=1, act_outer=3),
     ]
     run = execute(model, commands, start=8 * config.rows)
-    expected = [4 * config.rows, config.rows, 4 * config.rows, config.rows + 1]
+    expected = [4 * config.rows, config.rows, 4 * config.rows, config.rows + 1, 4 * config.rows]
     assert run.span == len(run.rows) == sum(expected)
     ends = run.issued[0] - 1 + np.cumsum(expected)
     np.testing.assert_array_equal(run.done, ends + MatrixUnit(config).DONE_LATENCY)

@@ -114,6 +114,11 @@ class AcceleratorConfig:
                 f"rows * col_slot ({self.rows} * {self.col_slot}) must be a multiple of the bus word "
                 f"({self.bus_bytes} bytes), not {self.tile_bytes}: choose more rows or a narrower bus"
             )
+        if self.transposed_tile_bytes % self.bus_bytes:
+            raise ConfigError(
+                f"cols * row_slot ({self.cols} * {self.row_slot}) must be a multiple of the bus word "
+                f"({self.bus_bytes} bytes), not {self.transposed_tile_bytes}: choose more columns or a narrower bus"
+            )
         for name in ("weight_fifo_bytes", "stream_fifo_bytes"):
             self._check(
                 getattr(self, name) >= 4 * self.tile_bytes,

@@ -30,6 +30,9 @@ __all__ = [
     "shift_right",
 ]
 
+POSITIVE = C(0, 1)
+"""The sign of what has none."""
+
 
 def delay(m, value, cycles, *, name, reset_less=True):
     """Return `value` as it was `cycles` cycles ago (a chain of registers; `value` itself for 0).
@@ -103,7 +106,7 @@ def rounded(m, *, sign, exponent, fraction, up, nonzero, stages=2):
     return result
 
 
-def normalise(m, value, steps, *, name, sign=C(0, 1)):
+def normalise(m, value, steps, *, name, sign=POSITIVE):
     """Return `value` shifted left by those of `steps` whose leading bits are all `sign`, and the sum of the shifts.
 
     So a two's complement number without its sign bit may be normalised as it is, with no negation before: `value` ^
@@ -124,7 +127,7 @@ def normalise(m, value, steps, *, name, sign=C(0, 1)):
     return value, Cat(C(0, low), *reversed(shifts))
 
 
-def round_up(below, last, sign=C(0, 1)):
+def round_up(below, last, sign=POSITIVE):
     """Return whether rounding to nearest even adds to the last place kept, `last`; `below` are the bits below it.
 
     Of a negative number (`sign`) both are those of its ones' complement: the magnitude is one of the lowest bit more.

@@ -34,6 +34,11 @@ def bytes_word(count: int) -> data.ArrayLayout:
     return data.ArrayLayout(signed(8), count)
 
 
+def tile_rows(cols: int, count: int) -> data.ArrayLayout:
+    """Return the shape of `count` rows of a weight tile, of `cols` int8 each."""
+    return data.ArrayLayout(bytes_word(cols), count)
+
+
 def sums_word(cols: int) -> data.ArrayLayout:
     """Return the shape of one accumulator row: C int32."""
     return data.ArrayLayout(signed(32), cols)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from tilewright_hw.gateware.fifo import NO_COLLISION
-from tilewright_hw.gateware.layouts import bytes_word
+from tilewright_hw.gateware.layouts import bytes_word, tile_rows
 
 
 def _next(m, pointer, depth):
@@ -15,8 +16,20 @@ def _next(m, pointer, depth):
     m.d.sync += pointer.eq(Mux(pointer == depth - 1, 0, pointer + 1))
 
 
+def rows_together(config):
+    """Return how many rows of weights enter the weight FIFO in a cycle.
+
+    int4 brings S rows with a beat, and the array takes `ingest` in a cycle: the largest power of two that is at most
+    either, as long as it divides the rows of a row group.
+    """
+    count = 1
+    while 2 * count <= min(config.nibble_rows, config.ingest) and config.rows // config.ingest % (2 * count) == 0:
+        count *= 2
+    return count
+
+
 class TileBank(wiring.Component):
-    """The rows of one row group: written one by one, read `span` at a time in `span` cycles.
+    """The rows of one row group: written `count` at a time, read one by one, `span` of them in `span` cycles.
 
     Flow control: none (rigid). `start` in cycle s: row j of the next tile is on `o` in cycle
     s + 1 + j. May come again after `span` cycles; `o_start` is `start`, `span` cycles later.
@@ -29,11 +42,13 @@ class TileBank(wiring.Component):
         Rows of a tile in this bank.
     tiles : int
         Tiles held.
+    count : int
+        Rows that are written together: a power of two that divides span.
 
     Members
     -------
     write : 1, in
-    i : cols int8, in
+    i : count times cols int8, in
     start : 1, in
     o_start : 1, out
     o_valid : 1, out
@@ -41,14 +56,15 @@ class TileBank(wiring.Component):
     o : cols int8, out
     """
 
-    def __init__(self, *, cols, span, tiles):
+    def __init__(self, *, cols, span, tiles, count=1):
         self.cols = cols
         self.span = span
         self.tiles = tiles
+        self.count = count
         super().__init__(
             {
                 "write": In(1),
-                "i": In(bytes_word(cols)),
+                "i": In(tile_rows(cols, count)),
                 "start": In(1),
                 "o_start": Out(1),
                 "o_valid": Out(1),
@@ -58,35 +74,45 @@ class TileBank(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        depth = self.span * self.tiles
-        m.submodules.rows = rows = memory.Memory(shape=bytes_word(self.cols), depth=depth, init=[], attrs=NO_COLLISION)
+        shape, depth = tile_rows(self.cols, self.count), self.span * self.tiles // self.count
+        m.submodules.rows = rows = memory.Memory(shape=shape, depth=depth, init=[], attrs=NO_COLLISION)
         write, read = rows.write_port(), rows.read_port()
-        m.d.comb += [write.en.eq(self.write), write.data.eq(self.i), self.o.eq(read.data)]
+        m.d.comb += [write.en.eq(self.write), write.data.eq(self.i)]
         with m.If(self.write):
             _next(m, write.addr, depth)
 
-        busy = Signal()
+        active, busy = Signal(), Signal()
         row = Signal(range(self.span))  # the row being read, counted from `start`
-        m.d.comb += read.en.eq(self.start | busy)
-        m.d.sync += [self.o_valid.eq(read.en), self.o_start.eq(0)]
+        part, held = row[: exact_log2(self.count)], Signal(exact_log2(self.count))
+        m.d.comb += [
+            active.eq(self.start | busy),
+            read.en.eq(active & (part == 0)),
+            Cat(self.o).eq(Cat(read.data).word_select(held, 8 * self.cols)),
+        ]
+        m.d.sync += [self.o_valid.eq(active), self.o_start.eq(0)]
         with m.If(read.en):
             _next(m, read.addr, depth)
+        with m.If(active):
             _next(m, row, self.span)
-            m.d.sync += busy.eq(row != self.span - 1)
-            m.d.sync += self.o_start.eq(row == self.span - 1)
+            m.d.sync += [
+                held.eq(part),
+                busy.eq(row != self.span - 1),
+                self.o_start.eq(row == self.span - 1),
+            ]
         return m
 
 
 class TileFifo(wiring.Component):
-    """First in, first out, of whole weight tiles: rows come one by one and leave as the array wants.
+    """First in, first out, of whole weight tiles: rows come `count` at a time and leave as the array wants.
 
-    Flow control: `i` obeys valid/ready and takes a row in every cycle while there is room for the
-    row's tile. The output is rigid: `start`, allowed while `available`, in cycle s puts row r of
+    Flow control: `i` obeys valid/ready and takes `count` rows in every cycle while there is room for the
+    rows' tile. The output is rigid: `start`, allowed while `available`, in cycle s puts row r of
     the oldest tile on `o[r // (rows / ingest)]` in cycle s + 1 + r. It may come again
     rows / ingest cycles later.
 
-    With `start` the tile's room counts as free: rows are read at least as fast, and in the same
-    order, as the next tile's can be written.
+    `free` says that the tile's room counts as free, and comes when what is read stays ahead of what may be written:
+    with `start` if rows come one by one, else as the last row group begins to be read. (Row r is read r cycles after
+    the start. The next tile may be complete rows / count cycles after `free`, and count is at most ingest.)
 
     Latency: `available` rises in the cycle after the last row of a tile was taken.
 
@@ -98,36 +124,46 @@ class TileFifo(wiring.Component):
         Row groups; divides rows.
     tiles : int
         Tiles held.
+    count : int
+        Rows that come together: a power of two of at most ingest that divides rows / ingest.
 
     Members
     -------
-    i : stream of cols int8
+    i : stream of count times cols int8
         Rows of tiles, in order.
     available : 1, out
         There is a whole tile.
     start : 1, in
         Take it.
+    free : 1, out
+        The room of a tile is free again.
     o_valid : 1 per row group, out
     o : ingest times cols int8, out
     """
 
-    def __init__(self, *, rows, cols, ingest, tiles):
-        for name, value in (("rows", rows), ("cols", cols), ("ingest", ingest), ("tiles", tiles)):
+    def __init__(self, *, rows, cols, ingest, tiles, count=1):
+        for name, value in (("rows", rows), ("cols", cols), ("ingest", ingest), ("tiles", tiles), ("count", count)):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"{name} must be an integer, not {value!r}")
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value!r}")
         if rows % ingest:
             raise ValueError(f"ingest must divide rows ({rows}), not {ingest!r}")
+        if count & (count - 1) or count > ingest or rows // ingest % count:
+            raise ValueError(
+                f"count must be a power of two of at most {ingest} that divides {rows // ingest}, not {count!r}"
+            )
         self.rows = rows
         self.cols = cols
         self.ingest = ingest
         self.tiles = tiles
+        self.count = count
         super().__init__(
             {
-                "i": In(stream.Signature(bytes_word(cols))),
+                "i": In(stream.Signature(tile_rows(cols, count))),
                 "available": Out(1),
                 "start": In(1),
+                "free": Out(1),
                 "o_valid": Out(ingest),
                 "o": Out(bytes_word(cols)).array(ingest),
             }
@@ -136,33 +172,42 @@ class TileFifo(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         span = self.rows // self.ingest
-        row, group = Signal(range(span)), Signal(range(self.ingest))
-        whole = Signal(range(self.tiles + 1))
+        writes = span // self.count  # of a tile to each bank
+        row, group = Signal(range(writes)), Signal(range(self.ingest))
         written = Signal()
         taken = self.i.valid & self.i.ready
-        m.d.comb += [self.i.ready.eq(whole != self.tiles), self.available.eq(whole != 0)]
+        whole = self._level(m, "whole", written, self.start)
+        held = whole if self.count == 1 else self._level(m, "held", written, self.free)
+        m.d.comb += [self.i.ready.eq(held != self.tiles), self.available.eq(whole != 0)]
         with m.If(taken):
-            _next(m, row, span)
-            with m.If(row == span - 1):
+            _next(m, row, writes)
+            with m.If(row == writes - 1):
                 _next(m, group, self.ingest)
                 m.d.comb += written.eq(group == self.ingest - 1)
-        with m.If(written & ~self.start):
-            m.d.sync += whole.eq(whole + 1)
-        with m.If(self.start & ~written):
-            m.d.sync += whole.eq(whole - 1)
 
-        start = self.start
+        starts = [self.start]
         for g in range(self.ingest):
-            m.submodules[f"bank_{g}"] = bank = TileBank(cols=self.cols, span=span, tiles=self.tiles)
+            bank = TileBank(cols=self.cols, span=span, tiles=self.tiles, count=self.count)
+            m.submodules[f"bank_{g}"] = bank
             m.d.comb += [
                 bank.write.eq(taken & (group == g)),
                 bank.i.eq(self.i.payload),
-                bank.start.eq(start),
+                bank.start.eq(starts[g]),
                 self.o_valid[g].eq(bank.o_valid),
                 self.o[g].eq(bank.o),
             ]
-            start = bank.o_start
+            starts.append(bank.o_start)
+        m.d.comb += self.free.eq(starts[0] if self.count == 1 else starts[self.ingest - 1])
         return m
+
+    def _level(self, m, name, more, less):
+        """Return a counter of tiles."""
+        level = Signal(range(self.tiles + 1), name=name)
+        with m.If(more & ~less):
+            m.d.sync += level.eq(level + 1)
+        with m.If(less & ~more):
+            m.d.sync += level.eq(level - 1)
+        return level
 
 
 class TileLoader(wiring.Component):
@@ -185,10 +230,13 @@ class TileLoader(wiring.Component):
         The array's.
     weight_tiles, stream_tiles : int
         Tiles that the FIFOs hold.
+    count : int
+        Rows of weights that come together.
 
     Members
     -------
-    i_weight, i_stream : stream of cols int8
+    i_weight : stream of count times cols int8
+    i_stream : stream of cols int8
         Rows of tiles in order, into the FIFOs.
     weight_pop, stream_pop : 1, out
         The room of one tile is free again.
@@ -201,18 +249,18 @@ class TileLoader(wiring.Component):
         A tile could be loaded but is not there.
     """
 
-    def __init__(self, *, tile, rows, cols, ingest, weight_tiles, stream_tiles):
+    def __init__(self, *, tile, rows, cols, ingest, weight_tiles, stream_tiles, count=1):
         self.tile = tile
         self.rows = rows
         self.cols = cols
         self.ingest = ingest
         self.weight_tiles = weight_tiles
         self.stream_tiles = stream_tiles
-        row = stream.Signature(bytes_word(cols))
+        self.count = count
         super().__init__(
             {
-                "i_weight": In(row),
-                "i_stream": In(row),
+                "i_weight": In(stream.Signature(tile_rows(cols, count))),
+                "i_stream": In(stream.Signature(bytes_word(cols))),
                 "weight_pop": Out(1),
                 "stream_pop": Out(1),
                 "i": In(stream.Signature(tile)),
@@ -226,10 +274,14 @@ class TileLoader(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         size = {"rows": self.rows, "cols": self.cols, "ingest": self.ingest}
-        m.submodules.weight_fifo = weight = TileFifo(**size, tiles=self.weight_tiles)
+        m.submodules.weight_fifo = weight = TileFifo(**size, tiles=self.weight_tiles, count=self.count)
         m.submodules.stream_fifo = streamed = TileFifo(**size, tiles=self.stream_tiles)
         wiring.connect(m, wiring.flipped(self.i_weight), weight.i)
-        wiring.connect(m, wiring.flipped(self.i_stream), streamed.i)
+        m.d.comb += [
+            streamed.i.valid.eq(self.i_stream.valid),
+            streamed.i.payload[0].eq(self.i_stream.payload),
+            self.i_stream.ready.eq(streamed.i.ready),
+        ]
 
         from_stream = self.i.payload.stream
         start = self._start(m, Mux(from_stream, streamed.available, weight.available))
@@ -239,8 +291,8 @@ class TileLoader(wiring.Component):
         ]
         m.d.sync += [
             self.load.eq(start),
-            self.weight_pop.eq(weight.start),
-            self.stream_pop.eq(streamed.start),
+            self.weight_pop.eq(weight.free),
+            self.stream_pop.eq(streamed.free),
         ]
         for g in range(self.ingest):
             m.d.comb += self.o_weights[g].eq(Mux(streamed.o_valid[g], streamed.o[g].as_value(), weight.o[g].as_value()))

@@ -11,8 +11,8 @@ from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.isa import Op
 from tilewright_hw.gateware.accumulator import Accumulators, accumulator_row
 from tilewright_hw.gateware.array import SystolicArray, sum_width
-from tilewright_hw.gateware.layouts import bytes_word, operands, sums_word
-from tilewright_hw.gateware.loader import TileLoader
+from tilewright_hw.gateware.layouts import bytes_word, operands, sums_word, tile_rows
+from tilewright_hw.gateware.loader import TileLoader, rows_together
 from tilewright_hw.gateware.skew import pipeline
 
 TILE = data.StructLayout(
@@ -23,12 +23,13 @@ TILE = data.StructLayout(
         "fresh": 1,  # the first tile of a sum: the next accumulators
         "overwrite": 1,
         "bank": 1,
+        "pair": 1,
         "act": 16,
         "acc": 16,
         "rows_outer": 16,
         "rows_inner": 16,
         "act_outer": 16,
-        "act_inner": 16,
+        "act_inner": 16,  # from the last word of a row
     }
 )
 """What is to be done with one tile."""
@@ -69,7 +70,7 @@ class TileWalker(wiring.Component):
         with m.If(self.o.ready & self.o.valid):
             m.d.sync += [first.eq(0), fresh.eq(end["k"])]
             with m.If(~end["k"]):
-                m.d.sync += [left["k"].eq(left["k"] - 1), act.eq(act + 1)]
+                m.d.sync += [left["k"].eq(left["k"] - 1), act.eq(act + 1 + now.pair)]
             with m.Elif(~end["n"]):
                 m.d.sync += [left["k"].eq(now.k), left["n"].eq(left["n"] - 1), act.eq(group)]
             with m.Else():
@@ -79,10 +80,11 @@ class TileWalker(wiring.Component):
                 m.d.sync += [group.eq(following), act.eq(following), valid.eq(~end["groups"])]
 
         tile = self.o.payload
-        copied = ("stream", "bank", "acc", "rows_outer", "rows_inner", "act_outer", "act_inner")
+        copied = ("stream", "bank", "pair", "acc", "rows_outer", "rows_inner", "act_outer")
         m.d.comb += [tile[name].eq(now[name]) for name in copied]
         m.d.comb += [
             tile.act.eq(act),
+            tile.act_inner.eq(now.act_inner - now.pair),  # from the second word of a pair
             tile.first.eq(first),
             tile.fresh.eq(fresh),
             tile.overwrite.eq(fresh & ~now.accumulate),
@@ -92,7 +94,7 @@ class TileWalker(wiring.Component):
 
 
 class RowIssuer(wiring.Component):
-    """For each tile, issue its rows: for o in rows_outer, for i in rows_inner, one per cycle.
+    """For each tile, issue its rows: for o in rows_outer, for i in rows_inner, and both words of a pair; one per cycle.
 
     Flow control: `i` is a stream; a tile is taken in the cycle in which the one before issues its
     last row. The output is rigid.
@@ -140,20 +142,23 @@ class RowIssuer(wiring.Component):
         outer = Signal(16, reset_less=True)  # activation word of the first row of this outer row
         inner_left, outer_left = Signal(16), Signal(16)
         inner_end, outer_end = inner_left == 1, outer_left == 1
+        half = Signal()  # a pair's second word is to follow
         take = self.i.valid & self.i.ready
 
         acc, hold = self._accumulator(m, take, now.bank)
-        m.d.comb += self.i.ready.eq((~self.act_en | (inner_end & outer_end)) & ~hold)
-        with m.If(self.act_en):
+        m.d.comb += self.i.ready.eq((~self.act_en | (inner_end & outer_end & ~half)) & ~hold)
+        with m.If(self.act_en & half):
+            m.d.sync += [self.act_addr.eq(self.act_addr + 1), self.swap.eq(0), half.eq(0)]
+        with m.Elif(self.act_en):
             following = Mux(inner_end, outer, self.act_addr) + Mux(inner_end, now.act_outer, now.act_inner)
-            m.d.sync += [self.act_addr.eq(following), self.swap.eq(0)]
+            m.d.sync += [self.act_addr.eq(following), self.swap.eq(0), half.eq(now.pair)]
             m.d.sync += inner_left.eq(Mux(inner_end, now.rows_inner, inner_left - 1))
             with m.If(inner_end):
                 m.d.sync += [outer.eq(following), outer_left.eq(outer_left - 1)]
                 m.d.sync += self.act_en.eq(~outer_end)
         with m.If(take):
             m.d.sync += self.act_en.eq(1)
-            m.d.sync += [now.eq(tile), self.swap.eq(1)]
+            m.d.sync += [now.eq(tile), self.swap.eq(1), half.eq(tile.pair)]
             m.d.sync += [self.act_addr.eq(tile.act), outer.eq(tile.act)]
             m.d.sync += [inner_left.eq(tile.rows_inner), outer_left.eq(tile.rows_outer)]
 
@@ -161,7 +166,7 @@ class RowIssuer(wiring.Component):
             self.o_row.addr.eq(acc),
             self.o_row.bank.eq(now.bank),
             self.o_row.overwrite.eq(now.overwrite),
-            self.o_row.last.eq(now.last & inner_end & outer_end),
+            self.o_row.last.eq(now.last & inner_end & outer_end & ~half),
         ]
         return m
 
@@ -219,7 +224,8 @@ class MatrixUnit(wiring.Component):
     cmd : stream of operands(Op.MATMUL)
     done : 1, out
         All accumulators of a command are written (and may be read in this cycle).
-    i_weight, i_stream : stream of C int8
+    i_weight : stream of `rows_together(config)` times C int8
+    i_stream : stream of C int8
         Rows of tiles in memory order; always ready while credits are kept.
     weight_pop, stream_pop : 1, out
         The room of one whole tile is free again.
@@ -239,13 +245,13 @@ class MatrixUnit(wiring.Component):
         if not isinstance(config, AcceleratorConfig):
             raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
         self.config = config
-        row = stream.Signature(bytes_word(config.cols))
+        self.count = rows_together(config)
         super().__init__(
             {
                 "cmd": In(stream.Signature(operands(Op.MATMUL))),
                 "done": Out(1),
-                "i_weight": In(row),
-                "i_stream": In(row),
+                "i_weight": In(stream.Signature(tile_rows(config.cols, self.count))),
+                "i_stream": In(stream.Signature(bytes_word(config.cols))),
                 "weight_pop": Out(1),
                 "stream_pop": Out(1),
                 "act_en": Out(1),
@@ -276,6 +282,7 @@ class MatrixUnit(wiring.Component):
             ingest=c.ingest,
             weight_tiles=c.weight_fifo_bytes // c.tile_bytes,
             stream_tiles=c.stream_fifo_bytes // c.tile_bytes,
+            count=self.count,
         )
         m.submodules.issuer = issuer = RowIssuer(c.acc_rows)
         m.submodules.array = array = SystolicArray(c.rows, c.cols, c.ingest)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import enum
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, unsigned
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from tilewright_hw.arch.config import AcceleratorConfig
-from tilewright_hw.arch.isa import BASES, LoadDest, Op
+from tilewright_hw.arch.isa import BASES, LoadDest, Op, WeightFormat
 from tilewright_hw.gateware.axi import AxiRead, drive_address
 from tilewright_hw.gateware.burst import BurstSplitter, RunGenerator, burst, largest_burst, run
+from tilewright_hw.gateware.expand import EXPANSION, NibbleExpander
 from tilewright_hw.gateware.fifo import ReadyBuffer, StreamFifo
-from tilewright_hw.gateware.layouts import buffer_write, bytes_word, operands, table_word, vector_word
+from tilewright_hw.gateware.layouts import buffer_write, bytes_word, operands, table_word, tile_rows, vector_word
 from tilewright_hw.gateware.load import TARGET, LoadSink
+from tilewright_hw.gateware.loader import rows_together
 from tilewright_hw.gateware.width import WidthConverter, beat
 
 __all__ = ["FETCH", "MemoryReader", "ReadIssue", "Requester", "load_fifo_beats", "select_base"]
@@ -34,8 +36,14 @@ class Requester(enum.IntEnum):
     LOAD = 2
 
 
-ORIGIN = data.StructLayout({"requester": Requester, "run_end": 1, "end": 1})
-"""What is remembered of a burst until its data comes."""
+ORIGIN = data.StructLayout({"requester": Requester, "run_end": 1, "end": 1, "tag": 2})
+"""What is remembered of a burst until its data comes; the tag is the weights'."""
+
+WEIGHT_TAG = data.StructLayout({"int4": 1, "half": 1})
+"""What goes with the bursts of a WEIGHT: its format, and whether the last unit of a run is half full (expand.py)."""
+
+LOAD_TAG = data.StructLayout({"stream": 1, "transpose": 1})
+"""What goes with the bursts of a LOAD."""
 
 
 def load_fifo_beats(config):
@@ -59,6 +67,10 @@ class ReadIssue(wiring.Component):
     `weight_window` beats of weights are asked for and not yet there, so that a load or an instruction never waits
     behind more than these.
 
+    Room is counted in beats of int8. A burst of int4 reserves twice its beats, which is the most that they become; what
+    its scales and padding did not need comes back as `weight_surplus`. A FIFO of streamed tiles whose two kinds differ
+    in size counts as many of the smaller; each tile gives back what it took.
+
     Choice: an instruction fetch first; then a load; then weights. But after three loads that went where weights could
     have gone, one burst of weights goes before the next load. (Fetches are few: the sequencer asks for what it has room
     for.) So neither starves, and in the long run each gets the share that its room, as it is given back, allows.
@@ -72,14 +84,18 @@ class ReadIssue(wiring.Component):
 
     Members
     -------
-    i_fetch, i_weight : In(stream of burst(0)), i_load : In(stream of burst(1))
-        Bursts; the tag of a load says that it goes to the stream FIFO.
+    i_fetch : In(stream of burst(0)), i_weight, i_load : In(stream of burst(2))
+        Bursts, tagged with WEIGHT_TAG and LOAD_TAG.
     o : Out(stream of {addr 64, len 8})
         The address channel.
     o_origin : Out(stream of ORIGIN)
         One item per burst, in order; always taken.
     weight_pop, stream_pop : In(1)
         The room of one tile is free again.
+    stream_push, stream_kind : In(1)
+        A tile has entered the stream FIFO; it lay transposed in memory.
+    weight_surplus : In
+        Beats of the room reserved for int4 that are not needed.
     load_pop, weight_beat, burst_done : In(1)
         A beat left the load FIFO; a beat of weights came; a burst's last beat came.
     idle : Out(1)
@@ -91,18 +107,23 @@ class ReadIssue(wiring.Component):
     def __init__(self, config):
         self.config = config
         self.tile_beats = config.tile_bytes // config.bus_bytes
+        self.transposed_beats = config.transposed_tile_bytes // config.bus_bytes
+        self.stream_tiles = config.stream_fifo_bytes // config.tile_bytes
         self.weight_room = config.weight_fifo_bytes // config.tile_bytes * self.tile_beats
-        self.stream_room = config.stream_fifo_bytes // config.tile_bytes * self.tile_beats
+        self.stream_room = self.stream_tiles * min(self.tile_beats, self.transposed_beats)
         self.load_room = load_fifo_beats(config)
         self.weight_window = max(256, 2 * config.burst_beats)
+        self.rooms = {}  # the counters of free beats by name, once elaborated: for tests
         super().__init__(
             {
                 "i_fetch": In(stream.Signature(burst(0))),
-                "i_weight": In(stream.Signature(burst(0))),
-                "i_load": In(stream.Signature(burst(1))),
+                "i_weight": In(stream.Signature(burst(2))),
+                "i_load": In(stream.Signature(burst(2))),
                 "o": Out(stream.Signature(data.StructLayout({"addr": 64, "len": 8}))),
                 "o_origin": Out(stream.Signature(ORIGIN)),
                 **dict.fromkeys(("weight_pop", "stream_pop", "load_pop", "weight_beat", "burst_done"), In(1)),
+                **dict.fromkeys(("stream_push", "stream_kind"), In(1)),
+                "weight_surplus": In(5),
                 "idle": Out(1, init=1),
             }
         )
@@ -110,30 +131,49 @@ class ReadIssue(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         weight, load = self.i_weight, self.i_load
-        fits_weight = self._room(m, "weight", self.weight_room, weight, 1, self.weight_pop, self.tile_beats)
-        fits_window = self._room(m, "window", self.weight_window, weight, 1, self.weight_beat, 1)
-        fits_stream = self._room(m, "stream", self.stream_room, load, load.p.tag, self.stream_pop, self.tile_beats)
-        fits_load = self._room(m, "load", self.load_room, load, 1, self.load_pop, 1)
+        to_stream = LOAD_TAG(load.p.tag).stream
+        back = Mux(self.weight_pop, self.tile_beats, 0) + self.weight_surplus
+        last = Mux(WEIGHT_TAG(weight.p.tag).int4, Cat(Const(1, 1), weight.p.len), weight.p.len)  # of the room to take
+        fits_weight = self._room(m, "weight", self.weight_room, weight, 1, back, last)
+        fits_window = self._room(m, "window", self.weight_window, weight, 1, self.weight_beat, weight.p.len)
+        fits_stream = self._room(m, "stream", self.stream_room, load, to_stream, self._stream_back(m), load.p.len)
+        fits_load = self._room(m, "load", self.load_room, load, 1, self.load_pop, load.p.len)
         may_weight, may_load, open_ = Signal(), Signal(), Signal()
         # Registers: room only grows while a burst is held, so what fitted a cycle ago still fits.
         m.d.sync += [
             may_weight.eq(weight.valid & ~weight.ready & fits_weight & fits_window),
-            may_load.eq(load.valid & ~load.ready & fits_load & (fits_stream | ~load.p.tag)),
+            may_load.eq(load.valid & ~load.ready & fits_load & (fits_stream | ~to_stream)),
         ]
         m.d.comb += open_.eq((self.o.ready | ~self.o.valid) & self._slot_free(m) & self.o_origin.ready)
         self._choose(m, open_, may_load, may_weight)
         self._register(m)
         return m
 
-    def _room(self, m, name, size, source, counts, back, amount):
-        """Count the beats that are free in a FIFO of `size`; return whether the burst offered by `source` fits."""
+    def _room(self, m, name, size, source, counts, back, last):
+        """Count the beats that are free in a FIFO of `size`; return whether the burst offered by `source` fits.
+
+        The burst takes `last` + 1 beats if it `counts`; `back` beats come back in this cycle.
+        """
         room = Signal(range(size + 1), init=size, name=f"{name}_room")
-        less = Signal(9, name=f"{name}_less")
+        self.rooms[name] = room
+        less = Signal(10, name=f"{name}_less")
         with m.If(source.valid & source.ready & counts):
-            m.d.comb += less.eq(source.p.len + 1)
-        with m.If(back | source.ready):
-            m.d.sync += room.eq(room + Mux(back, amount, 0) - less)
-        return room > source.p.len
+            m.d.comb += less.eq(last + 1)
+        m.d.sync += room.eq(room + back - less)
+        return room > last
+
+    def _stream_back(self, m):
+        """Return the beats that a tile popped from the stream FIFO gives back: those of its kind, if these differ."""
+        beats = Const(self.tile_beats)
+        if self.tile_beats != self.transposed_beats:
+            m.submodules.kinds = kinds = fifo.SyncFIFO(width=1, depth=self.stream_tiles)
+            m.d.comb += [
+                kinds.w_en.eq(self.stream_push),
+                kinds.w_data.eq(self.stream_kind),
+                kinds.r_en.eq(self.stream_pop),
+            ]
+            beats = Mux(kinds.r_data, self.transposed_beats, self.tile_beats)
+        return Mux(self.stream_pop, beats, 0)
 
     def _slot_free(self, m):
         """Count the outstanding bursts; return whether another may go."""
@@ -187,6 +227,7 @@ class ReadIssue(wiring.Component):
                     origin.p.requester.eq(requester),
                     origin.p.run_end.eq(source.p.run_end),
                     origin.p.end.eq(source.p.end),
+                    origin.p.tag.eq(source.p.tag),
                 ]
 
 
@@ -197,8 +238,8 @@ class MemoryReader(wiring.Component):
     one id, so data comes in order; see `ReadIssue` for their choice and for the rule that no data can come for which
     there is no room. The next command of a kind asks for its data while that of the former still comes.
 
-    Data of LOADs passes a FIFO of `load_fifo_beats(config)` beats, then `LoadSink`; weights go straight to their width
-    converter, fetched beats straight out.
+    Data of LOADs passes a FIFO of `load_fifo_beats(config)` beats, then `LoadSink`; weights go straight to their
+    width converter or, if they are int4, to the expander; fetched beats straight out.
 
     A command is done when all its data has been taken at the outputs. A read response SLVERR or DECERR sets `error`;
     the data passes as if it were good.
@@ -220,14 +261,14 @@ class MemoryReader(wiring.Component):
         Commands.
     weight_done, load_done : Out(1)
         One pulse per command, in order.
-    o_weight, o_stream : Out(stream of bytes_word(C))
-        Rows of tiles.
+    o_weight : Out(stream of tile_rows(C, rows_together(config))), o_stream : Out(stream of bytes_word(C))
+        Rows of tiles; those of weights are taken without fail.
     weight_pop, stream_pop : In(1)
         The room of one tile in the FIFO behind o_weight (o_stream) is free again.
     o_act, o_row, o_param : Out(stream of buffer_write)
         Words for the activation, row and parameter buffers.
     o_table : Out(stream of table_word())
-        Segments of the loadable function.
+        Segments of the vector unit's table.
     error : Out(1)
         A read failed; stays until reset.
     beat, fetch_beat : Out(1)
@@ -240,7 +281,8 @@ class MemoryReader(wiring.Component):
         if not isinstance(config, AcceleratorConfig):
             raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
         self.config = config
-        rows, acts = bytes_word(config.cols), buffer_write(bytes_word(config.rows))
+        self.count = rows_together(config)
+        weights, acts = tile_rows(config.cols, self.count), buffer_write(bytes_word(config.rows))
         floats = buffer_write(vector_word(config.lanes))
         super().__init__(
             {
@@ -250,8 +292,8 @@ class MemoryReader(wiring.Component):
                 "o_fetch": Out(stream.Signature(config.bus_bits)),
                 "weight_cmd": In(stream.Signature(operands(Op.WEIGHT))),
                 "load_cmd": In(stream.Signature(operands(Op.LOAD))),
-                "o_weight": Out(stream.Signature(rows)),
-                "o_stream": Out(stream.Signature(rows)),
+                "o_weight": Out(stream.Signature(weights)),
+                "o_stream": Out(stream.Signature(bytes_word(config.cols))),
                 "o_act": Out(stream.Signature(acts)),
                 "o_row": Out(stream.Signature(floats)),
                 "o_param": Out(stream.Signature(floats)),
@@ -265,14 +307,14 @@ class MemoryReader(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.issue = issue = ReadIssue(self.config)
+        m.submodules.issue = issue = self.issue = ReadIssue(self.config)
         m.submodules.sink = sink = LoadSink(self.config)
-        m.submodules.load_fifo = fifo = StreamFifo(beat(self.config.bus_bytes, 2), issue.load_room)
+        m.submodules.load_fifo = loads = StreamFifo(beat(self.config.bus_bytes, 2), issue.load_room)
         m.submodules.origins = origins = StreamFifo(ORIGIN, self.config.reads_in_flight + 1)
         self._fetch_side(m, issue)
         self._weight_side(m, issue)
         self._load_side(m, issue, sink)
-        connect(m, fifo.o, sink.i)
+        connect(m, loads.o, sink.i)
         connect(m, issue.o_origin, origins.i)
         for out, inner in (
             (self.o_stream, sink.o_stream),
@@ -288,13 +330,14 @@ class MemoryReader(wiring.Component):
             self.axi.arlen.eq(issue.o.p.len),
             self.axi.arvalid.eq(issue.o.valid),
             issue.o.ready.eq(self.axi.arready),
-            issue.load_pop.eq(fifo.o.valid & fifo.o.ready),
+            issue.load_pop.eq(loads.o.valid & loads.o.ready),
             issue.weight_pop.eq(self.weight_pop),
             issue.stream_pop.eq(self.stream_pop),
             self.load_done.eq(sink.done),
             self.idle.eq(issue.idle),
         ]
-        self._return_side(m, issue, origins, fifo)
+        self._return_side(m, issue, origins, loads)
+        self._count_tiles(m, issue, sink)
         return m
 
     def _fetch_side(self, m, issue):
@@ -329,33 +372,71 @@ class MemoryReader(wiring.Component):
         return runs.i
 
     def _weight_side(self, m, issue):
-        i = self._strided(m, "weight", self.weight_cmd.p, issue.weight_room, issue.i_weight)
-        m.d.comb += [i.valid.eq(self.weight_cmd.valid), self.weight_cmd.ready.eq(i.ready)]
+        """Hand each WEIGHT to its address generator; a burst of int4 takes twice the room."""
+        cmd, units = self.weight_cmd, self.config.nibble_rows
+        i = self._strided(m, "weight", cmd.p, issue.weight_room // EXPANSION, issue.i_weight, tag=2)
+        tag = WEIGHT_TAG(i.p.tag)
+        m.d.comb += [
+            i.valid.eq(cmd.valid),
+            cmd.ready.eq(i.ready),
+            tag.int4.eq(cmd.p.format == WeightFormat.INT4),
+            tag.half.eq((cmd.p.rows & (units // 2)).any()),
+        ]
 
     def _load_side(self, m, issue, sink):
         """Hand each LOAD to its address generator and to the queue of its data side at the same time."""
         cmd = self.load_cmd
         room = min(issue.stream_room, issue.load_room)
-        i = self._strided(m, "load", cmd.p, room, issue.i_load, tag=1)
+        i = self._strided(m, "load", cmd.p, room, issue.i_load, tag=2)
         m.submodules.targets = targets = StreamFifo(TARGET, COMMANDS)
         m.d.comb += [
-            i.p.tag.eq(cmd.p.dest == LoadDest.STREAM),
+            LOAD_TAG(i.p.tag).stream.eq(cmd.p.dest == LoadDest.STREAM),
+            LOAD_TAG(i.p.tag).transpose.eq(cmd.p.transpose),
             i.valid.eq(cmd.valid & targets.i.ready),
             targets.i.valid.eq(cmd.valid & i.ready),
             cmd.ready.eq(i.ready & targets.i.ready),
-            *(targets.i.p[f].eq(cmd.p[f]) for f in ("dest", "format", "dst", "dst_stride")),
+            *(targets.i.p[f].eq(cmd.p[f]) for f in ("dest", "transpose", "format", "dst", "dst_stride")),
         ]
         m.submodules.target_cut = cut = ReadyBuffer(TARGET)
         connect(m, targets.o, cut.i)
         connect(m, cut.o, sink.cmd)
 
-    def _return_side(self, m, issue, origins, fifo):
+    def _count_tiles(self, m, issue, sink):
+        """Tell when a tile has entered the stream FIFO, and of which kind it is."""
+        row, rows = Signal(range(self.config.rows)), self.config.rows
+        moved = sink.o_stream.valid & sink.o_stream.ready
+        with m.If(moved):
+            m.d.sync += row.eq(Mux(row == rows - 1, 0, row + 1))
+        m.d.comb += [issue.stream_push.eq(moved & (row == rows - 1)), issue.stream_kind.eq(sink.transposed)]
+
+    def _weight_rows(self, m, issue):
+        """Make rows of weights; return the two streams that take int8 and int4.
+
+        A row of int4 is not kept waiting: one of int8 lets it go first.
+        """
+        config, slot, count = self.config, self.config.col_slot, self.count
+        m.submodules.tiles = tiles = WidthConverter(
+            bus_bytes=config.bus_bytes, slot=count * slot, used=count * slot, ends=0
+        )
+        m.submodules.expander = expander = NibbleExpander(config, count)
+        for r, row in enumerate(self.o_weight.p):
+            kept = Cat(tiles.o.p.data[r * slot : r * slot + config.cols])
+            m.d.comb += Cat(row).eq(Mux(expander.o_valid, Cat(expander.o[r]), kept))
+        m.d.comb += [
+            self.o_weight.valid.eq(tiles.o.valid | expander.o_valid),
+            tiles.o.ready.eq(self.o_weight.ready & ~expander.o_valid),
+            issue.weight_surplus.eq(expander.surplus),
+        ]
+        return tiles.i, expander.i
+
+    def _return_side(self, m, issue, origins, loads):
         """Register the data channel, and give each beat to whom it belongs."""
         config = self.config
-        m.submodules.tiles = tiles = WidthConverter(bus_bytes=config.bus_bytes, slot=config.col_slot, used=config.cols)
+        tiles, nibbles = self._weight_rows(m, issue)
         valid, last, payload = Signal(), Signal(), Signal(config.bus_bits)
         taken, known = Signal(), Signal()
         origin = origins.o.p
+        tag, of_weight = WEIGHT_TAG(origin.tag), origin.requester == Requester.WEIGHT
         m.d.comb += [
             self.axi.rready.eq(~valid | taken),
             self.beat.eq(self.axi.rvalid & self.axi.rready),
@@ -370,22 +451,24 @@ class MemoryReader(wiring.Component):
             m.d.sync += self.error.eq(self.error | self.axi.rresp[1])
         m.d.comb += [
             self.o_fetch.p.eq(payload),
-            tiles.i.p.data.eq(payload),
-            fifo.i.p.data.eq(payload),
-            fifo.i.p.end.eq(Mux(last, Cat(origin.run_end, origin.end), 0)),
+            tiles.p.data.eq(payload),
+            nibbles.p.data.eq(payload),
+            nibbles.p.end.eq(Cat(last & origin.run_end, tag.half)),
+            loads.i.p.data.eq(payload),
+            loads.i.p.end.eq(Mux(last, Cat(origin.run_end, origin.end), 0)),
         ]
-        for requester, sink in (
-            (Requester.FETCH, self.o_fetch),
-            (Requester.WEIGHT, tiles.i),
-            (Requester.LOAD, fifo.i),
+        for wanted, sink in (
+            (origin.requester == Requester.FETCH, self.o_fetch),
+            (of_weight & ~tag.int4, tiles),
+            (of_weight & tag.int4, nibbles),
+            (origin.requester == Requester.LOAD, loads.i),
         ):
-            with m.If(origin.requester == requester):
+            with m.If(wanted):
                 m.d.comb += [sink.valid.eq(known), taken.eq(known & sink.ready)]
         m.d.comb += [
             self.fetch_beat.eq(taken & (origin.requester == Requester.FETCH)),
-            issue.weight_beat.eq(taken & (origin.requester == Requester.WEIGHT)),
-            self.o_weight.p.eq(tiles.o.p.data),
-            self.o_weight.valid.eq(tiles.o.valid),
-            tiles.o.ready.eq(self.o_weight.ready),
+            issue.weight_beat.eq(taken & of_weight),
         ]
-        m.d.sync += self.weight_done.eq(issue.weight_beat & last & origin.end)
+        # A row may be in a register for a cycle after its last beat was taken.
+        weight_end = Signal()
+        m.d.sync += [weight_end.eq(issue.weight_beat & last & origin.end), self.weight_done.eq(weight_end)]
