@@ -11,7 +11,7 @@ from tilewright.formats import DEFAULT, Formats
 from tilewright.model import ModelSpec
 from tilewright_hw.arch import AcceleratorConfig, InputError
 
-FEW_TILES = 16
+FEW_TILES = 32
 """A pass of attention over several KV heads is not worth shorter passes of all matrix products than this."""
 MAX_LANES = 16
 """Lanes of the widest vector unit."""
