@@ -17,7 +17,7 @@ from tilewright.formats import DEFAULT, Formats, bf16_bits, f24, quantise_int4, 
 from tilewright.model import Checkpoint, Floats, ModelSpec
 from tilewright_hw.arch import AcceleratorConfig, InputError
 
-PROGRAM_BYTES = 1 << 20
+PROGRAM_BYTES = 1 << 21
 """Room for one program."""
 ARGUMENT_BYTES = 1 << 14
 """Room for the register tables of its blocks."""
