@@ -284,7 +284,7 @@ def short_vector(rng, config):
     """Return a random instruction, often of few words, whose stored words have no lanes past n if they are raw."""
     f = random_vector(rng, config)
     if f["dest"] == Dest.STORE_RAW:
-        f["n"] = config.lanes * rng.randint(1, 3)
+        f |= {"source": Source.ACC, "n": config.lanes * rng.randint(1, 3)}
     if rng.random() < 0.5:
         f |= {"m": 1, "h": 1, "n": min(f["n"], 2 * config.lanes)}
     return f
