@@ -114,10 +114,10 @@ def model_operations(
             table = BF16 * spec.dim + FLOAT * spec.head_dim  # the token's row, and its rotation
             operations.append(Operation(name, Work(read=rows * table)))
         elif part == "classifier":
-            head = _linear(name, *shape, heads, weights)
+            head = _linear(name, shape[0], shape[1], heads, weights)
             operations.append(Operation(name, head.work + Work(written=FLOAT * heads * spec.vocab)))
         elif len(shape) == 2:
-            operations.append(_linear(name, *shape, rows, weights))
+            operations.append(_linear(name, shape[0], shape[1], rows, weights))
         else:
             operations.append(Operation(name, Work(read=FLOAT * shape[0])))
         if part == "wv":

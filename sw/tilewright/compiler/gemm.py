@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +123,7 @@ class Product:
         least = ceil_div(self.overhead, multiply - drain) if multiply > drain else most
         fetch = INSTRUCTIONS * BYTES / config.bus_bytes if bus >= multiply else 0.0
         tail = max(drain, 4 * rows * config.cols / config.bus_bytes)
-        return max(1, min(most, max(least, ceil((fetch * nt / tail) ** 0.5))))
+        return max(1, min(most, max(least, ceil(sqrt(fetch * nt / tail)))))
 
     def passes(self) -> Iterator[Pass]:
         """Yield the passes in their order; a block's rows come before the next block's."""
@@ -204,7 +204,8 @@ class Product:
 
     def _drain(self, p: Pass, n: int, stat: Region | None, comment: str, **operands: int) -> None:
         """Emit a VECTOR over the pass's sums; a reduction writes `stat`, anything else reads it."""
-        reads, writes = [self._sums(p)], []
+        reads = [self._sums(p)]
+        writes: list[Region] = []
         if stat is not None:
             reduces = operands.get("reduce", Reduce.NONE) != Reduce.NONE
             (writes if reduces else reads).append(stat)
