@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from tilewright.compiler.batch import MAX_BATCH
+from tilewright.compiler.encoder import EncoderCompiler
 from tilewright.compiler.image import ModelImage
 from tilewright.compiler.llama import LlamaCompiler
 from tilewright.compiler.plan import Tiling
 from tilewright.devices import open_device
+from tilewright.formats import DEFAULT, Formats
 from tilewright.importers import load_checkpoint
-from tilewright.model import Checkpoint, Floats, LlamaSpec
+from tilewright.model import Checkpoint, Floats, ModelSpec
 from tilewright.roofline import Work, decode_operations, prefill_work, roofline
 from tilewright.runtime import Engine
 from tilewright.sampling import Sampler, Sampling
@@ -23,7 +26,6 @@ from tilewright_hw.arch import AcceleratorConfig, Device, InputError
 
 BUILTIN = Path(__file__).parent / "models" / "fairytales"
 """The built-in model."""
-WEIGHTS = ("int8",)
 
 
 @dataclass
@@ -95,6 +97,8 @@ class Model:
         Where it runs.
     check : bool
         Run the golden device beside it, and compare.
+    formats : Formats
+        Number formats of weights, activations and cache.
     """
 
     def __init__(
@@ -106,12 +110,14 @@ class Model:
         check: bool = False,
         tiling: Tiling | None = None,
         progress: Callable[[int, int], None] | None = None,
+        formats: Formats = DEFAULT,
     ) -> None:
-        self.name, self.spec, self.tokenizer = checkpoint.name, checkpoint.spec, tokenizer
-        self.engine = Engine(checkpoint, device, tiling, progress)
+        self.name, self.spec, self.tokenizer, self.formats = checkpoint.name, checkpoint.spec, tokenizer, formats
+        self._checkpoint, self._tiling = checkpoint, tiling
+        self.engine = Engine(checkpoint, device, tiling, progress, formats=formats)
         self.golden: Engine | None = None
         if check:
-            self.golden = Engine(checkpoint, open_device("golden", device.config), tiling)
+            self.golden = Engine(checkpoint, open_device("golden", device.config), tiling, formats=formats)
 
     @property
     def device(self) -> Device:
@@ -162,8 +168,41 @@ class Model:
             The device stopped.
         """
         if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(p, str) for p in prompt):
-            return [self._generate(p, max_new_tokens, temperature, top_k, top_p, seed, stop) for p in prompt]
+            sampling, stops = check_options(max_new_tokens, temperature, top_k, top_p, seed, stop)
+            ids = [self._prompt_ids(p) for p in prompt]
+            runs = [Run(self, each, max_new_tokens, sampling, stops) for each in ids]
+            for first in range(0, len(runs), MAX_BATCH):
+                self._together(runs[first : first + MAX_BATCH])
+            return [run.result() for run in runs]
         return self._generate(prompt, max_new_tokens, temperature, top_k, top_p, seed, stop)
+
+    def _together(self, runs: Sequence[Run]) -> None:
+        """Run some generations to their ends; their rows share every weight tile, and each has a cache of its own."""
+        if len(runs) > len(self.engine.positions):
+            self._allow(len(runs))
+        for sequence, run in enumerate(runs):
+            run.begin(sequence)
+        going = [run for run in runs if not run.finish_reason]
+        while going:
+            tokens = {run.sequence: run.token_ids[-1] for run in going}
+            before, seconds = dict(self.engine.counters.values), self.engine.device.seconds
+            rows = [engine.step(tokens) for engine in self.engines]
+            spent = {k: v - before[k] for k, v in self.engine.counters.values.items()}
+            for run in going:
+                golden = rows[0][run.sequence] if self.golden is not None else None
+                run.account(spent, self.engine.device.seconds - seconds, 1, len(going), prompt=False)
+                run.take(rows[-1][run.sequence], golden)
+            going = [run for run in going if not run.finish_reason]
+
+    def _allow(self, sequences: int) -> None:
+        """Lay the memory image out anew, with caches for so many sequences."""
+        engine = self.engine
+        self.engine = Engine(self._checkpoint, engine.device, self._tiling, sequences=sequences, formats=self.formats)
+        self.engine.counters = engine.counters
+        if self.golden is not None:
+            self.golden = Engine(
+                self._checkpoint, self.golden.device, self._tiling, sequences=sequences, formats=self.formats
+            )
 
     def _generate(
         self, prompt: str | Sequence[int] | Sequence[str], max_new_tokens: int, temperature: float, top_k: int,
@@ -214,6 +253,7 @@ class Run:
     ) -> None:
         self.model, self.prompt, self.limit, self.stops = model, prompt, max_new_tokens, stops
         self.sampler, self.golden_sampler = Sampler(sampling), Sampler(sampling)
+        self.sequence = 0
         self.token_ids: list[int] = []
         self.text = ""
         self.finish_reason = ""
@@ -238,26 +278,54 @@ class Run:
         if piece:
             yield piece
 
+    def begin(self, sequence: int) -> None:
+        """Read the prompt as one of several sequences, and choose the first token."""
+        self.sequence = sequence
+        for engine in self.model.engines:
+            engine.reset(sequence)
+        self._finish(self._step(self.prompt, prompt=True))
+
+    def take(self, logits: Floats, golden: Floats | None) -> None:
+        """Choose the next token from logits that a batch gave, and from golden's."""
+        token = self.sampler(logits)
+        if golden is not None:
+            self.tokens_equal &= self.golden_sampler(golden) == token
+        self._finish(token)
+
+    def _finish(self, token: int) -> None:
+        self._new_text(final=self._ends(token))
+
     def _step(self, tokens: list[int], prompt: bool) -> int:
         """Feed tokens, account for it, and choose the next token."""
-        engine, spec = self.model.engine, self.model.spec
-        before, seconds, first = dict(engine.counters.values), engine.device.seconds, engine.position
-        token = self.sampler(engine.feed(tokens))
+        engine = self.model.engine
+        before, seconds = dict(engine.counters.values), engine.device.seconds
+        token = self._next(engine, tokens, self.sampler)
         spent = {k: v - before[k] for k, v in engine.counters.values.items()}
-        stats = self.stats
-        stats.seconds += engine.device.seconds - seconds
-        stats.cycles += spent["CYCLES"]
-        for name, value in spent.items():
-            stats.counters[name] = stats.counters.get(name, 0) + value
-        work = prefill_work(spec, first, len(tokens))
-        self._work += work
-        if not prompt:
-            stats.decode_cycles += spent["CYCLES"]
-            stats.decode_steps += 1
-            self._decode_least += roofline(decode_operations(spec, first), engine.config)
+        self.account(spent, engine.device.seconds - seconds, len(tokens), 1, prompt=prompt)
         if self.model.golden is not None:
-            self.tokens_equal &= self.golden_sampler(self.model.golden.feed(tokens)) == token
+            self.tokens_equal &= self._next(self.model.golden, tokens, self.golden_sampler) == token
         return token
+
+    def _next(self, engine: Engine, tokens: list[int], sampler: Sampler) -> int:
+        """Return the token after these: the device's own choice where the largest logit is wanted."""
+        if sampler.sampling.temperature == 0:
+            return engine.choose(tokens, self.sequence)
+        return sampler(engine.feed(tokens, sequence=self.sequence))
+
+    def account(self, spent: dict[str, int], seconds: float, tokens: int, sharing: int, *, prompt: bool) -> None:
+        """Add what a run of some tokens took, which `sharing` generations have shared."""
+        engine, spec, stats = self.model.engine, self.model.spec, self.stats
+        first = engine.positions[self.sequence] - tokens
+        stats.seconds += seconds / sharing
+        stats.cycles += spent["CYCLES"] // sharing
+        for name, value in spent.items():
+            stats.counters[name] = stats.counters.get(name, 0) + value // sharing
+        self._work += prefill_work(spec, first, tokens)
+        if not prompt:
+            stats.decode_cycles += spent["CYCLES"] // sharing
+            stats.decode_steps += 1
+            operations = decode_operations(spec, first, self.model.formats.weights)
+            self._decode_least += roofline(operations, engine.config)
 
     def _ends(self, token: int) -> bool:
         """Take the new token; return whether it ends the text."""
@@ -268,7 +336,11 @@ class Run:
         self.token_ids.append(token)
         self.stats.new_tokens += 1
         full = len(self.prompt) + len(self.token_ids) >= self.model.spec.context + 1
-        if len(self.token_ids) >= self.limit or full or self.model.engine.position >= self.model.spec.context:
+        if (
+            len(self.token_ids) >= self.limit
+            or full
+            or self.model.engine.positions[self.sequence] >= self.model.spec.context
+        ):
             self.finish_reason = "length"
             return True
         return False
@@ -326,7 +398,7 @@ def check_options(
     return Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed), stops
 
 
-def prompt_ids(prompt: str | Sequence[int] | Sequence[str], spec: LlamaSpec, tokenizer: Tokenizer | None) -> list[int]:
+def prompt_ids(prompt: str | Sequence[int] | Sequence[str], spec: ModelSpec, tokenizer: Tokenizer | None) -> list[int]:
     """Return the token ids of a prompt; InputError if the model cannot take them."""
     ids = _encode(prompt, tokenizer) if isinstance(prompt, str) else _as_ids(prompt)
     if not ids:
@@ -373,7 +445,8 @@ def compare(device: Device, golden: Device, size: int, tokens_equal: bool = True
 
 def load(
     path: str | Path | None = None, *, device: Device | str = "golden", config: str = "default",
-    weights: str = "int8", tokenizer: str | Path | None = None, check: bool = False, tiling: Tiling | None = None,
+    weights: str = "int8", activations: int = 8, overrides: Mapping[str, str] | None = None,
+    tokenizer: str | Path | None = None, check: bool = False, tiling: Tiling | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:  # fmt: skip
     """Load a model onto a device.
@@ -387,7 +460,11 @@ def load(
     config : str
         Preset or .toml file, if `device` is a name.
     weights : str
-        'int8'.
+        'int8' or 'int4'.
+    activations : int
+        8 or 16: bits of what is multiplied by a matrix, of queries and of probabilities.
+    overrides : mapping, optional
+        Weight formats of single matrices; see `Formats`.
     tokenizer : path
         Instead of the one that comes with the model.
     check : bool
@@ -400,20 +477,16 @@ def load(
     DeviceError
         The device cannot be opened.
     """
-    checkpoint, found = read_model(path, weights, tokenizer)
-    check_fits(
-        checkpoint.spec, device.config if not isinstance(device, str) else AcceleratorConfig.resolve(config), tiling
-    )
+    formats = Formats(weights=weights, activations=activations, overrides=overrides or {})
+    checkpoint, found = read_model(path, tokenizer)
+    target = device.config if not isinstance(device, str) else AcceleratorConfig.resolve(config)
+    check_fits(checkpoint.spec, target, tiling, formats)
     opened = open_device(device, config) if isinstance(device, str) else device
-    return Model(checkpoint, found, opened, check=check, tiling=tiling, progress=progress)
+    return Model(checkpoint, found, opened, check=check, tiling=tiling, progress=progress, formats=formats)
 
 
-def read_model(
-    path: str | Path | None = None, weights: str = "int8", tokenizer: str | Path | None = None
-) -> tuple[Checkpoint, Tokenizer]:
+def read_model(path: str | Path | None = None, tokenizer: str | Path | None = None) -> tuple[Checkpoint, Tokenizer]:
     """Return a model's checkpoint and tokenizer, as `load` does; every tensor has been looked at."""
-    if weights not in WEIGHTS:
-        raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, not {weights!r}")
     path = BUILTIN if path is None else Path(path)
     checkpoint = load_checkpoint(path)
     found = load_tokenizer(path, checkpoint.spec.vocab, tokenizer)
@@ -421,6 +494,12 @@ def read_model(
     return checkpoint, found
 
 
-def check_fits(spec: LlamaSpec, config: AcceleratorConfig, tiling: Tiling | None = None) -> None:
+def check_fits(
+    spec: ModelSpec, config: AcceleratorConfig, tiling: Tiling | None = None, formats: Formats = DEFAULT
+) -> None:
     """InputError if the model cannot be compiled for this configuration; needs no device."""
-    LlamaCompiler(ModelImage(spec, config), tiling or Tiling()).decode()
+    image = ModelImage(spec, config, formats)
+    if spec.causal:
+        LlamaCompiler(image, tiling or Tiling()).decode()
+    else:
+        EncoderCompiler(image, tiling or Tiling()).encode(1)

@@ -119,20 +119,3 @@ def quantise_int8(w: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.
     q = np.clip(np.rint(w / safe[:, None]), -127, 127)
     q[s == 0] = 0
     return q.astype(np.int8), s
-
-
-def quantise_int4(w: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.uint8], NDArray[np.float32]]:
-    """Quantise (n, k) weights to four bits: returns q (n, k), g (n, ceil(k / 32)) and F24 scales s (n,).
-
-    w is about s * g * q. Plain rounding: g is the smallest integer with which no q of its group is cut off.
-    """
-    n, k = w.shape
-    padded = np.zeros((n, -(-k // GROUP), GROUP), np.float32)
-    padded.reshape(n, -1)[:, :k] = w
-    largest = np.max(np.abs(padded), axis=2)  # (n, groups)
-    s = f24(largest.max(axis=1) / np.float32(7 * 15))
-    safe = np.where(s > 0, s, np.float32(1.0))[:, None]
-    g = np.clip(np.ceil(largest / (7 * safe) - 1e-6), 1, 15)
-    q = np.clip(np.rint(padded / (safe * g)[:, :, None]), -8, 7)
-    q[s == 0] = 0
-    return np.ascontiguousarray(q.reshape(n, -1)[:, :k]).astype(np.int8), g.astype(np.uint8), s

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.formats import f24
+from tilewright.formats import GROUP, f24
 from tilewright.model import Floats
 from tilewright_hw.arch import InputError
 
 __all__ = ["GROUP", "Int4", "compensate", "round_to_int4", "search"]
 
-GROUP = 32
-"""Inputs that share a g."""
 LOW, HIGH = -8, 7
 """Range of q."""
 MAX_G = 15
@@ -51,6 +49,11 @@ class Int4:
     q: NDArray[np.int8]
     g: NDArray[np.uint8]
     scale: Floats
+
+    @property
+    def parts(self) -> tuple[NDArray[np.int8], NDArray[np.uint8], Floats]:
+        """q, g and scale."""
+        return self.q, self.g, self.scale
 
     def int8(self) -> NDArray[np.int8]:
         """Return g * q, (n, k): what the array multiplies with."""
@@ -169,7 +172,7 @@ def _reaching(groups: Floats, s: Floats) -> NDArray[np.uint8]:
     """Return the smallest g with which no weight of a group lies beyond +-7 steps."""
     safe = np.where(s > 0, s, np.float32(1))
     steps = np.abs(groups).max(axis=2) / (HIGH * safe[:, None])
-    return np.clip(np.ceil(steps - 1e-6), 1, MAX_G).astype(np.uint8)
+    return np.asarray(np.clip(np.ceil(steps - 1e-6), 1, MAX_G), dtype=np.uint8)
 
 
 def _finish(w: Floats, groups: Floats, s: Floats, g: NDArray[np.uint8]) -> Int4:

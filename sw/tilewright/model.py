@@ -168,7 +168,8 @@ class ModelSpec:
         return shapes | ({"classifier": (self.vocab, self.dim)} if self.classifier else {})
 
     def _norm_shapes(self, name: str) -> dict[str, tuple[int, ...]]:
-        return {name: (self.dim,)} | ({f"{name}_bias": (self.dim,)} if self.norm == "layer" else {})
+        shapes: dict[str, tuple[int, ...]] = {name: (self.dim,)}
+        return shapes | ({f"{name}_bias": (self.dim,)} if self.norm == "layer" else {})
 
     def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import numpy as np
 
-from tilewright.model import Checkpoint, Floats, LlamaSpec
+from tilewright.model import Checkpoint, Floats, ModelSpec
 from tilewright_hw.arch import InputError
 
 PREFIX = "random:"
@@ -33,7 +34,8 @@ def random_checkpoint(name: str) -> Checkpoint:
         if values["dim"] % max(values["heads"], 1):
             raise InputError(f"{name}: dim must be a multiple of heads, or head_dim be given")
         values["head_dim"] = values["dim"] // max(values["heads"], 1)
-    spec = LlamaSpec(**values)
+    sizes: dict[str, Any] = dict(values)
+    spec = ModelSpec(**sizes)
     shapes = spec.tensor_shapes()
 
     def read(tensor: str) -> Floats:

@@ -116,6 +116,8 @@ def model_operations(
         elif part == "classifier":
             head = _linear(name, shape[0], shape[1], heads, weights)
             operations.append(Operation(name, head.work + Work(written=FLOAT * heads * spec.vocab)))
+        elif part in ("positions", "token_types"):
+            operations.append(Operation(name, Work(read=rows * FLOAT * spec.dim)))
         elif len(shape) == 2:
             operations.append(_linear(name, shape[0], shape[1], rows, weights))
         else:

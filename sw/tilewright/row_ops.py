@@ -94,7 +94,8 @@ def _parameter(values: ArrayLike, name: str, n: int) -> Floats:
     row, shape = _float_rows(values, f"layernorm: {name}")
     if shape != (n,):
         raise InputError(f"layernorm: {name} must have shape ({n},), not {shape}")
-    return row[0]
+    first: Floats = row[0]
+    return first
 
 
 class _ArgmaxJob(_RowJob):

@@ -138,7 +138,7 @@ def from_callable(
     words, output_shift = _pack(values)
     bound = _bound(f, (low, high), (words, shift, output_shift), times_x, lipschitz)
     proof = "sampled" if lipschitz is None else "lipschitz"
-    label = name or getattr(f, "__name__", "table")
+    label = name or str(getattr(f, "__name__", "table"))
     return Table(label, (low, high), words, shift, output_shift, bound, proof, times_x)
 
 
@@ -161,7 +161,7 @@ def _input_shift(low: float, high: float) -> int:
 
 def _knots(shift: int) -> NDArray[np.float64]:
     """Return the ends of the segments."""
-    return np.arange(-SEGMENTS // 2, SEGMENTS // 2 + 1) * 2.0 ** (15 - shift)
+    return np.arange(-SEGMENTS // 2, SEGMENTS // 2 + 1, dtype=np.float64) * 2.0 ** (15 - shift)
 
 
 def _at_knots(f: Function, knots: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:

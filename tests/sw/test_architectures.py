@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from tilewright.compiler.plan import Tiling
-from tilewright.formats import Formats, bf16, quantise_int4, quantise_int8
+from tilewright.formats import Formats, bf16, quantise_int8
+from tilewright.int4 import search
 from tilewright.model import Checkpoint, ModelSpec, RopeScaling
 from tilewright.reference import Reference
 from tilewright.runtime import Engine
@@ -88,8 +89,7 @@ def as_stored(ckpt: Checkpoint, formats: Formats) -> Checkpoint:
 
 
 def four_bits(w: NDArray[np.float32]) -> NDArray[np.float32]:
-    q, g, s = quantise_int4(w)
-    return np.asarray(q * np.repeat(g, 32, axis=1)[:, : w.shape[1]] * s[:, None])
+    return search(w).dequantised()
 
 
 def run(

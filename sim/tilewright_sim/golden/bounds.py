@@ -207,7 +207,8 @@ def _nonzero(x: Floats) -> Floats:
 
 def _few_deviations(x: Floats) -> Floats:
     deviation = x.std(axis=-1)
-    return x[(deviation > 0) & (np.abs(x).max(axis=-1) <= LAYERNORM_X * deviation)]
+    few: Floats = x[(deviation > 0) & (np.abs(x).max(axis=-1) <= LAYERNORM_X * deviation)]
+    return few
 
 
 def measure_rows() -> list[Bound]:

@@ -207,7 +207,7 @@ class VectorStep:
         if not self.wide:
             return self.a.reshape(self.m, self.h, -1)[..., : self.n]
         pair = self.a.reshape(self.m, self.h, -1, 2, self.cols)
-        joined = pair[..., 0, :] * 128.0 + pair[..., 1, :]
+        joined: NDArray[Any] = pair[..., 0, :] * 128.0 + pair[..., 1, :]
         return joined.reshape(self.m, self.h, -1)[..., : self.n]
 
     def _elements(self) -> Floats:

@@ -46,7 +46,7 @@ def add(commands: Commands) -> None:
         "-o", "--output", default="build/verilog", metavar="DIR", help="where the Verilog goes (default: %(default)s)"
     )
     parser.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
-    parser.set_defaults(model=None, stop=[], weights="int8", tokenizer=None, check=True)
+    parser.set_defaults(model=None, stop=[], weights="int8", activations=8, override=[], tokenizer=None, check=True)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from tilewright.api import check_fits, read_model
-from tilewright.cli.options import Commands, add_config, add_model, add_output, command, examples
+from tilewright.cli.options import Commands, add_config, add_model, add_output, command, examples, formats
 from tilewright.cli.progress import Progress
 from tilewright.cli.table import pairs
 from tilewright.devices import open_device
@@ -43,25 +43,27 @@ def run(arguments: argparse.Namespace) -> int:
     config = AcceleratorConfig.resolve(arguments.config)
     if arguments.tokens is not None and arguments.tokens < 1:
         raise InputError(f"tokens must be at least 1, not {arguments.tokens}")
+    wanted = formats(arguments)
     text = read_text(Path(arguments.text))
-    checkpoint, tokenizer = read_model(arguments.model, arguments.weights, arguments.tokenizer)
+    checkpoint, tokenizer = read_model(arguments.model, arguments.tokenizer)
     window = min(checkpoint.spec.context, 256) if arguments.window is None else arguments.window
     if window > checkpoint.spec.context:
         raise InputError(f"window must be at most the model's context of {checkpoint.spec.context}, not {window}")
     parts = windows(tokenizer, text, window)
     if arguments.tokens is not None:
         parts = parts[: -(-arguments.tokens // (window - 1))]
-    check_fits(checkpoint.spec, config)
+    check_fits(checkpoint.spec, config, None, wanted)
     progress = Progress(arguments.quiet)
     with progress.stage(f"model {checkpoint.name} quantised and loaded") as stage:
-        engine = Engine(checkpoint, open_device("golden", config), progress=stage.update)
+        engine = Engine(checkpoint, open_device("golden", config), progress=stage.update, formats=wanted)
     with progress.stage(f"{len(parts)} windows of {window} tokens predicted") as stage:
         quality = evaluate(engine, checkpoint, parts, stage.update)
     if arguments.json:
         head = {"schema_version": 1, "model": checkpoint.name, "text": arguments.text, "weights": arguments.weights}
+        head |= {"activations": wanted.activations, "overrides": dict(wanted.overrides)}
         print(json.dumps(head | quality.to_dict()))
     else:
-        print(_table(quality, arguments.weights))
+        print(_table(quality, f"{wanted.weights} weights, {wanted.activations} bits"))
     return 0
 
 
@@ -80,14 +82,14 @@ def read_text(path: Path) -> str:
     return text
 
 
-def _table(quality: Quality, weights: str) -> str:
+def _table(quality: Quality, formats: str) -> str:
     return pairs(
         [
             ("tokens predicted", f"{quality.tokens:,} in windows of {quality.window}"),
             ("cross-entropy, float32", f"{quality.cross_entropy_float:.4f} nats"),
-            (f"cross-entropy, {weights} weights", f"{quality.cross_entropy:.4f} nats"),
+            (f"cross-entropy, {formats}", f"{quality.cross_entropy:.4f} nats"),
             ("loss", f"{quality.loss:+.3%}"),
             ("perplexity, float32", f"{quality.perplexity_float:.3f}"),
-            (f"perplexity, {weights} weights", f"{quality.perplexity:.3f}"),
+            (f"perplexity, {formats}", f"{quality.perplexity:.3f}"),
         ]
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from tilewright.devices import open_device
+from tilewright.formats import Formats
 from tilewright_hw.arch import AcceleratorConfig, Device, InputError
 from tilewright_hw.arch.memory_model import MemoryModel
 
@@ -70,7 +71,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="Hugging Face folder or llama2.c .bin (default: the built-in model)"
     )
-    parser.add_argument("--weights", default="int8", metavar="FORMAT", help="int8 (default: %(default)s)")
+    parser.add_argument("--weights", default="int8", metavar="FORMAT", help="int8 or int4 (default: %(default)s)")
+    parser.add_argument("--activations", type=int, default=8, metavar="BITS", help="8 or 16 (default: %(default)s)")
+    parser.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="LAYER=FORMAT",
+        help="another weight format for some matrices, such as '*.w_down=int8'; may be given several times",
+    )
     parser.add_argument("--tokenizer", metavar="FILE", help="instead of the one that comes with the model")
 
 
@@ -91,6 +100,17 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     """Add --json and --quiet."""
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     parser.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
+
+
+def formats(arguments: argparse.Namespace) -> Formats:
+    """Return the number formats that the options ask for."""
+    overrides = {}
+    for text in arguments.override:
+        pattern, equals, value = text.partition("=")
+        if not equals or not pattern:
+            raise InputError(f"--override must be LAYER=FORMAT, not {text!r}")
+        overrides[pattern] = value
+    return Formats(weights=arguments.weights, activations=arguments.activations, overrides=overrides)
 
 
 def memory_model(text: str) -> MemoryModel:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tilewright.api import WEIGHTS, Check, Generation, Model, check_fits, check_options, prompt_ids, read_model
-from tilewright.cli.options import memory_model, open_checked
+from tilewright.api import Check, Generation, Model, check_fits, check_options, prompt_ids, read_model
+from tilewright.cli.options import formats, memory_model, open_checked
 from tilewright.cli.progress import Progress
 from tilewright.devices import device_kind
+from tilewright.formats import Formats
 from tilewright.sampling import Sampling
-from tilewright_hw.arch import AcceleratorConfig, InputError
+from tilewright_hw.arch import AcceleratorConfig
 from tilewright_hw.arch.memory_model import MemoryModel
 
 
@@ -25,14 +26,13 @@ class Request:
     sampling: Sampling
     max_new_tokens: int
     stop: tuple[str, ...]
+    formats: Formats
 
     @classmethod
     def check(cls, arguments: argparse.Namespace) -> Request:
         """Check the options; InputError says which is wrong."""
         config = AcceleratorConfig.resolve(arguments.config)
         device_kind(arguments.device)
-        if arguments.weights not in WEIGHTS:
-            raise InputError(f"weights must be one of {', '.join(WEIGHTS)}, not {arguments.weights!r}")
         sampling, stops = check_options(
             arguments.max_new_tokens,
             arguments.temperature,
@@ -41,19 +41,23 @@ class Request:
             arguments.seed,
             arguments.stop,
         )
-        return cls(config, memory_model(arguments.memory), sampling, arguments.max_new_tokens, stops)
+        return cls(
+            config, memory_model(arguments.memory), sampling, arguments.max_new_tokens, stops, formats(arguments)
+        )
 
 
 def load_model(arguments: argparse.Namespace, request: Request, prompt: str, progress: Progress) -> Model:
     """Read checkpoint and tokenizer, check the prompt and that the model fits, open the device, load: in this order."""
-    checkpoint, tokenizer = read_model(arguments.model, arguments.weights, arguments.tokenizer)
+    checkpoint, tokenizer = read_model(arguments.model, arguments.tokenizer)
     prompt_ids(prompt, checkpoint.spec, tokenizer)
-    check_fits(checkpoint.spec, request.config)
+    check_fits(checkpoint.spec, request.config, None, request.formats)
     with progress.stage(f"{arguments.device} device ({request.config.name}) opened") as stage:
         device = open_checked(arguments.device, request.config, request.memory, stage.say)
     try:
         with progress.stage(f"model {checkpoint.name} quantised and loaded") as stage:
-            return Model(checkpoint, tokenizer, device, check=arguments.check, progress=stage.update)
+            return Model(
+                checkpoint, tokenizer, device, check=arguments.check, progress=stage.update, formats=request.formats
+            )
     except BaseException:
         device.close()
         raise
@@ -118,6 +122,8 @@ def report(model: Model, request: Request, generation: Generation, weights: str)
         "decode_roofline": stats.decode_roofline,
         "model": model.name,
         "weights": weights,
+        "activations": request.formats.activations,
+        "overrides": dict(request.formats.overrides),
         "configuration": request.config.to_dict(),
         "memory": asdict(request.memory),
         "sampling": asdict(request.sampling),

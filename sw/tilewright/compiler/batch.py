@@ -83,7 +83,10 @@ def _row(plan: Plan, row: int) -> Plan:
     return replace(
         plan,
         m=1,
-        **{name: part(getattr(plan, name)) for name in ("qkv", "heads_out", "act_q", "act_p")},
+        qkv=part(plan.qkv),
+        heads_out=part(plan.heads_out),
+        act_q=part(plan.act_q),
+        act_p=part(plan.act_p),
         rope=plan.rope.part(row * plan.head_words if rest else 0, rest),
         key_scales=part(plan.key_scales, 2, row % 2),
         value_scales=part(plan.value_scales, 2, row % 2),

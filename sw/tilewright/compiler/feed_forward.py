@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from tilewright.compiler.activations import table_of
 from tilewright.compiler.block import Operands, when
@@ -59,12 +60,12 @@ class FeedForwardBlock(NormBlock):
     def _hidden_width(self) -> int:
         return ceil_div(self.spec.ffn, self.config.lanes)
 
-    def _pass(self, matrix: Matrix, first: int, tiles: int, comment: str, **operands: object) -> None:
+    def _pass(self, matrix: Matrix, first: int, tiles: int, comment: str, **operands: Any) -> None:
         """Multiply by some tiles of a matrix, into the hidden rows."""
         scales = self.scales(matrix, first, tiles)
         bias = self.bias(matrix, first, tiles)
         acc = self.product(matrix, self.plan.act_x, first, tiles)
-        reads = [*operands.pop("reads", ()), *bias.pop("reads", ())]  # type: ignore[misc]
+        reads = [*operands.pop("reads", ()), *bias.pop("reads", ())]
         self.dequantise(
             acc, first, tiles, self.spec.ffn, scales, "sx", self.plan.hidden, self._hidden_width, comment=comment,
             reads=reads, **bias, **operands,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tilewright.compiler.emit import Region
 from tilewright.compiler.layout import address
 from tilewright.compiler.norms import NormBlock
@@ -79,7 +81,7 @@ class HeadBlock(NormBlock):
             self.quantise_x()
 
     def _classify(
-        self, row: int, rows: int, first: int, tiles: int, writes: list[Region] | None = None, **operands: int
+        self, row: int, rows: int, first: int, tiles: int, writes: list[Region] | None = None, **operands: Any
     ) -> int:
         """Drain some tiles of the classifier; returns how many logits they are."""
         matrix = self.image.matrices["classifier"]

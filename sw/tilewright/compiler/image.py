@@ -13,7 +13,8 @@ from tilewright.compiler.emit import Region
 from tilewright.compiler.int4 import Int4Matrix, pack_int4
 from tilewright.compiler.layout import ALIGN, WINDOW, MemoryMap, TiledMatrix, ceil_div, pack_tiles, round_up
 from tilewright.compiler.plan import padded_head
-from tilewright.formats import DEFAULT, Formats, bf16_bits, f24, quantise_int4, quantise_int8
+from tilewright.formats import DEFAULT, Formats, bf16_bits, f24, quantise_int8
+from tilewright.int4 import search
 from tilewright.model import Checkpoint, Floats, ModelSpec
 from tilewright_hw.arch import AcceleratorConfig, InputError
 
@@ -30,7 +31,7 @@ MAX_K_INT4 = 65535
 
 Write = Callable[[int, NDArray[np.uint8]], None]
 Quantiser = Callable[[str, Floats], tuple[NDArray[np.int8], NDArray[np.uint8], Floats]]
-"""Takes a matrix's name and its weights (n, k) as they will lie in memory; returns q, g and s (`quantise_int4`)."""
+"""Takes a matrix's name and its weights (n, k) as they will lie in memory; returns q, g and s (`Int4.parts`)."""
 
 
 @dataclass(frozen=True)
@@ -159,9 +160,9 @@ class ModelImage:
     ) -> None:
         """Quantise the checkpoint and hand its bytes, with their addresses, to `write`.
 
-        `progress(done, total)` is called after each tensor; `quantiser` makes the int4 weights (default: rounding).
+        `progress(done, total)` is called after each tensor; `quantiser` makes int4 weights (default: `int4.search`).
         """
-        steps = list(self._steps(checkpoint, quantiser or (lambda _, w: quantise_int4(w))))
+        steps = list(self._steps(checkpoint, quantiser or (lambda _, w: search(w).parts)))
         for done, step in enumerate(steps, 1):
             step(write)
             if progress is not None:

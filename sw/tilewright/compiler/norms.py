@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tilewright.compiler.block import Block
+from tilewright.compiler.block import Block, Operands
 from tilewright.compiler.emit import Region
 from tilewright.formats import bf16_field, f24_bits
 from tilewright_hw.arch.isa import Add, Dest, Mul, Reduce, Scale
@@ -56,7 +56,7 @@ class NormBlock(Block):
             [x], [], stat="x", red="rms", comment="mean and variance", **self.x_rows(),
             reduce=Reduce.VAR, const1=f24_bits(1.0 / n), const2=bf16_field(self.spec.norm_eps),
         )  # fmt: skip
-        to_rows = {"dest": Dest.ROW, "dst": into.start, "dst_m": self.w_dim}
+        to_rows: Operands = {"dest": Dest.ROW, "dst": into.start, "dst_m": self.w_dim}
         self.vector(
             [x, weights], [into], stat="rms", comment="normalise", **self.x_rows(), scale=Scale.STAT_A,
             add=Add.STAT_B, mul=Mul.PARAM, par=weights.start, **to_rows,

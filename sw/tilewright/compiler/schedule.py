@@ -191,7 +191,10 @@ class _Machine:
     def _ready(self, draft: Draft, head: _Head, value: int | None) -> int:
         if draft.op not in UNIT_OF:
             return 0
-        reads, writes = (_in_bank(regions, head.banks.get(value)) for regions in (draft.reads, draft.writes))
+        reads, writes = (
+            _in_bank(regions, None if value is None else head.banks.get(value))
+            for regions in (draft.reads, draft.writes)
+        )
         last = self.emitter.dependencies(UNIT_OF[draft.op], reads, writes)
         return max((self.done[unit][number] for unit, number in last.items()), default=0)
 
