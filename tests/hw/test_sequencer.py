@@ -164,6 +164,7 @@ class Bench:
             ctx.set(dut.start, 0)
             begin, self.issued = self.cycle, 0
             while ctx.get(dut.busy):
+                assert self.cycle < begin + 100_000, f"seed {self.seed}: still busy"
                 if self.stop_at is not None and self.cycle - begin >= self.stop_at:
                     ctx.set(dut.stop, 1)
                 finished, event = (await ctx.tick().sample(dut.finished, dut.issued))[2:]
@@ -239,6 +240,16 @@ def test_reading_ahead_stays_in_the_page_of_the_end():
     assert max(addr + 4 * count for addr, count in bench.reads) == (PROGRAM | 0xFFF) + 1
 
 
+@pytest.mark.parametrize("before", range(5))
+@pytest.mark.parametrize("burst_beats", [1, 4, 16])
+def test_an_end_comes_whole(before, burst_beats):
+    # LDREGS stops the reading of instructions, perhaps in the middle of END.
+    ldregs = Instruction(Op.LDREGS, {"offset": 0x1000, "base": BASE, "count": 1})
+    program = [Instruction(Op.NOP)] * before + [ldregs, Instruction(Op.END)]
+    bench = Bench(config(burst_beats=burst_beats), before, assemble(program), latency=1).run()
+    assert bench.finished_at
+
+
 @pytest.mark.parametrize(("bus_bits", "limit"), [(128, 6), (512, 3.1)])
 def test_instructions_per_cycle(bus_bits, limit):
     rows = 64 if bus_bits == 512 else 16
@@ -290,10 +301,13 @@ def test_a_command_may_wait_while_others_go_on_for_long():
 MATMUL = {"k": 1, "n": 1, "groups": 1, "rows_outer": 1, "rows_inner": 1}
 ILLEGAL = [
     *[(Op.MATMUL, {**MATMUL, name: 0}) for name in MATMUL],
-    (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "reduce": 7}),
-    (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "dest": 7}),
-    (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "mul": 3}),
+    (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "reduce": 9}),
+    (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "reduce": 15}),
+    (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "dest": 8}),
+    (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "add": 6}),
+    (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "func": 4}),
     (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "source": 3}),
+    (Op.LOAD, {"bytes": 4, "count": 1, "dest": 5}),
     (Op.STORE, {"n": 1, "m": 1, "h": 1, "run": 1, "element": 3}),
     (Op.STORE, {"n": 1, "m": 1, "h": 1}),
     (Op.LDREGS, {"count": 0}),

@@ -327,7 +327,7 @@ def test_configurations_that_are_not_there(refused: Refused) -> None:
 
 def test_buffers_too_small_for_the_model(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text("row_words = 256\nlanes = 2\nact_words = 64\nparam_words = 64\nstat_entries = 64")
-    assert "the row buffer (256 words) is too small" in refused(*GENERATE, "--config", tmp_path / "c.toml")
+    assert "the param buffer (64 words) is too small" in refused(*GENERATE, "--config", tmp_path / "c.toml")
 
 
 # Options

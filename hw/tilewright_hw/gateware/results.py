@@ -197,7 +197,7 @@ class ResultWriter(wiring.Component):
         quantised, high = Signal(Token), Signal(Token)
         integers = dest.matches(Dest.ACT, Dest.ACT16, Dest.STORE_INT8)
         m.d.comb += [quantised.eq(result), quantised.valid.eq(result.valid & integers)]
-        quantised = delay(m, quantised, FloatToInt.LATENCY, name="quantised")
+        quantised = delay(m, quantised, FloatToInt.LATENCY, name="late_quantised")
         m.d.comb += [high.eq(quantised), high.valid.eq(quantised.valid & (dest == Dest.ACT16))]
         low = delay(m, high, 1, name="low")
         token = Signal(Token)
