@@ -290,10 +290,13 @@ def test_a_command_may_wait_while_others_go_on_for_long():
 MATMUL = {"k": 1, "n": 1, "groups": 1, "rows_outer": 1, "rows_inner": 1}
 ILLEGAL = [
     *[(Op.MATMUL, {**MATMUL, name: 0}) for name in MATMUL],
-    (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "reduce": 7}),
-    (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "dest": 7}),
-    (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "mul": 3}),
+    (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "reduce": 9}),
+    (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "reduce": 15}),
+    (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "dest": 8}),
+    (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "add": 6}),
+    (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "func": 4}),
     (Op.VECTOR, {"n": 1, "m": 1, "h": 1, "source": 3}),
+    (Op.LOAD, {"bytes": 4, "count": 1, "dest": 5}),
     (Op.STORE, {"n": 1, "m": 1, "h": 1, "run": 1, "element": 3}),
     (Op.STORE, {"n": 1, "m": 1, "h": 1}),
     (Op.LDREGS, {"count": 0}),
