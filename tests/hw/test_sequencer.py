@@ -164,6 +164,7 @@ class Bench:
             ctx.set(dut.start, 0)
             begin, self.issued = self.cycle, 0
             while ctx.get(dut.busy):
+                assert self.cycle < begin + 100_000, f"seed {self.seed}: still busy"
                 if self.stop_at is not None and self.cycle - begin >= self.stop_at:
                     ctx.set(dut.stop, 1)
                 finished, event = (await ctx.tick().sample(dut.finished, dut.issued))[2:]
@@ -237,6 +238,16 @@ def test_reading_ahead_stays_in_the_page_of_the_end():
     bench = Bench(config(), 0, program, stall=0.0).run()
     assert bench.finished_at
     assert max(addr + 4 * count for addr, count in bench.reads) == (PROGRAM | 0xFFF) + 1
+
+
+@pytest.mark.parametrize("before", range(5))
+@pytest.mark.parametrize("burst_beats", [1, 4, 16])
+def test_an_end_comes_whole(before, burst_beats):
+    # LDREGS stops the reading of instructions, perhaps in the middle of END.
+    ldregs = Instruction(Op.LDREGS, {"offset": 0x1000, "base": BASE, "count": 1})
+    program = [Instruction(Op.NOP)] * before + [ldregs, Instruction(Op.END)]
+    bench = Bench(config(burst_beats=burst_beats), before, assemble(program), latency=1).run()
+    assert bench.finished_at
 
 
 @pytest.mark.parametrize(("bus_bits", "limit"), [(128, 6), (512, 3.1)])
