@@ -75,7 +75,12 @@ def test_int_to_float_width(width, error):
 def test_float_to_int(wide, limit):
     rng = random.Random(SEED)
     values = f24.EDGES + [f24.random_f24(rng, 120, 145) for _ in range(3000)]
-    near = [*range(-130, 131), *range(limit - 3, limit + 4), *range(-limit - 3, 4 - limit), *rng.sample(range(limit), 50)]
+    near = [
+        *range(-130, 131),
+        *range(limit - 3, limit + 4),
+        *range(-limit - 3, 4 - limit),
+        *rng.sample(range(limit), 50),
+    ]
     for n in near:  # ties and their neighbours
         for half in (2 * n - 1, 2 * n, 2 * n + 1):
             x = f24.encode(half) - (1 << 15) if half else 0

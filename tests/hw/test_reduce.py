@@ -82,7 +82,7 @@ def reduce_reference(kind, rows, exponent):
 
 
 def beats_of(rng, lanes, rows, source):
-    """Return the beats of an entry's rows, elements left out (None) with their keep bit 0 and the value +0, and gaps."""
+    """Return the beats of an entry's rows, elements left out (None) with keep bit 0 and value +0, and gaps."""
     beats = []
     places = [(r, start) for r, row in enumerate(rows) for start in range(0, max(1, len(row)), lanes)]
     for r, start in places:

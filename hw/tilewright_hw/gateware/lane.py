@@ -9,8 +9,8 @@ from amaranth import Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
 
-from tilewright_hw.gateware.address import Token
 from tilewright_hw.arch.isa import Func
+from tilewright_hw.gateware.address import Token
 from tilewright_hw.gateware.float import FloatAdd, FloatMul, FloatToInt, IntToFloat, delay
 from tilewright_hw.gateware.functions import LaneFunction
 from tilewright_hw.gateware.layouts import F24, table_write

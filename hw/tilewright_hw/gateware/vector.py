@@ -43,8 +43,8 @@ class VectorUnit(wiring.Component):
 
     One word of L elements enters per cycle; rows follow each other without a gap, those of one word too. (`wide` and
     ACT16 take two cycles per word, for two accumulator rows read, two activation words written; VAR leaves one cycle
-    free after each row.) An instruction begins when the one before has completed. Flow control: `cmd` and the loads are streams; buffer ports are rigid;
-    words for the store stream are issued only as far as its FIFO has room.
+    free after each row.) An instruction begins when the one before has completed. Flow control: `cmd` and the loads are
+    streams; buffer ports are rigid; words for the store stream are issued only as far as its FIFO has room.
 
     Parameters
     ----------
@@ -220,9 +220,7 @@ class VectorUnit(wiring.Component):
         stores = command.dest >= Dest.STORE_INT8
         pause, room = Signal(), ~stores | results.room
         slow = path.wide | path.quantise16
-        m.d.sync += pause.eq(
-            loops.token.valid & (slow | (loops.token.row_end & (command.reduce == Reduce.VAR)))
-        )
+        m.d.sync += pause.eq(loops.token.valid & (slow | (loops.token.row_end & (command.reduce == Reduce.VAR))))
         m.d.comb += [
             loops.load.eq(load),
             loops.n.eq(new.n),
