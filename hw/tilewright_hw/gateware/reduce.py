@@ -536,7 +536,8 @@ class RowScalar(wiring.Component):
         QSCALE rounds b to bfloat16.
     i : In(row_value)
         {valid, value 64, sum 32, index 24, exponent 8, tag}: F24 in the low bits of value for MAX, ABSMAX, QSCALE and
-        ARGMAX, a signed integer for the others; exponent: bits 15 to 22 of field a of the source entry (SUMSQ, SUM, VAR).
+        ARGMAX, a signed integer for the others; exponent: bits 15 to 22 of field a of the source entry (SUMSQ, SUM,
+        VAR).
     o : Out(row_entry)
         {valid, a, b, tag}, `latency(kind)` cycles later.
     """
