@@ -13,7 +13,7 @@ from streams import simulate
 from tilewright_hw.arch.isa import Func
 from tilewright_hw.gateware.float import FloatToInt
 from tilewright_hw.gateware.functions import LaneFunction
-from tilewright_hw.gateware.lane import Addend, Factor, Lane, TokenPath
+from tilewright_hw.gateware.lane import Lane, TokenPath
 from tilewright_hw.gateware.results import ValidLanes
 from tilewright_hw.gateware.ring import Ring
 from tilewright_hw.gateware.vector_memory import VectorMemory
@@ -26,23 +26,20 @@ STAGES = ("acc", "mul1", "mul2", "add", "func", "mul3")
 FUNCTIONS = {Func.EXP2: f24.exp2, Func.SIGMOID: f24.sigmoid, Func.TABLE: lambda x: 0}  # nothing was loaded
 
 
-def lane_reference(path, high, acc, operand, scalar, param, stat, row):
+def lane_reference(path, high, acc, operand, scalar, param, stat, addend, factor):
     x = f24.encode(128 * high + acc) if path["acc"] else operand
     x = f24.mul(x, scalar) if path["mul1"] else x
     x = f24.mul(x, param) if path["mul2"] else x
-    addends = {Addend.ROW: row, Addend.STAT: stat, Addend.PARAM: param}
-    x3 = f24.add(x, addends[path["addend"]]) if path["add"] else x
+    x3 = f24.add(x, stat or addend) if path["add"] else x
     x4 = FUNCTIONS[path["kind"]](x3) if path["func"] else x3
-    factors = {Factor.X3: x3, Factor.ROW: row, Factor.PARAM: param}
-    return f24.mul(x4, factors[path["factor"]]) if path["mul3"] else x4
+    return f24.mul(x4, x3 if path["own"] else factor) if path["mul3"] else x4
 
 
 def random_choices(rng, used):
     """Return the rest of a path with these stages."""
     kind = rng.choice(list(FUNCTIONS))
     return {
-        "addend": rng.choice([Addend.ROW, Addend.STAT, Addend.PARAM]),
-        "factor": rng.choice([Factor.ROW, Factor.PARAM] + [Factor.X3] * (not used["func"])),
+        "own": used["mul3"] and not used["func"] and rng.randint(0, 1),
         "kind": kind,
         "table": used["func"] and kind == Func.TABLE,
         "wide": used["acc"] and rng.randint(0, 1),
@@ -84,11 +81,12 @@ def test_every_path():
             path |= random_choices(rng, path)
             acc = rng.randrange(-(1 << 31), 1 << 31)
             high = path["wide"] and rng.randrange(-(1 << 31), 1 << 31)
-            operands = [f24.random_f24(rng, 120, 132) for _ in range(5)]
+            operands = [f24.random_f24(rng, 120, 132) for _ in range(6)]
+            operands[rng.choice([3, 4])] = 0  # of stat and addend, one is used
             ctx.set(tokens.path, path)
             ctx.set(lane.acc, acc)
             ctx.set(lane.high, high)
-            for name, value in zip(("operand", "scalar", "param", "stat", "row"), operands, strict=True):
+            for name, value in zip(("operand", "scalar", "param", "stat", "addend", "factor"), operands, strict=True):
                 ctx.set(getattr(lane, name), value)
             ctx.set(tokens.issue, TOKEN)
             await ctx.tick()

@@ -421,7 +421,7 @@ OVERHEAD = {
 def test_cycles(n, m):
     """One word per cycle, rows of one word too; four cycles and the stages used are the way to done.
 
-    Two cycles per word where two accumulator rows are read or two activation words written, one more per row of VAR.
+    Two cycles per word where two accumulator rows are read or two activation words written; one more per row of VAR.
     """
     config = CONFIGS["8x8x4"]
     bench = Bench(config, SEED)

@@ -30,9 +30,6 @@ __all__ = [
     "shift_right",
 ]
 
-POSITIVE = C(0, 1)
-"""The sign of what has none."""
-
 
 def delay(m, value, cycles, *, name, reset_less=True):
     """Return `value` as it was `cycles` cycles ago (a chain of registers; `value` itself for 0).
@@ -106,19 +103,19 @@ def rounded(m, *, sign, exponent, fraction, up, nonzero, stages=2):
     return result
 
 
-def normalise(m, value, steps, *, name, sign=POSITIVE):
+def normalise(m, value, steps, *, name, sign=0):
     """Return `value` shifted left by those of `steps` whose leading bits are all `sign`, and the sum of the shifts.
 
     So a two's complement number without its sign bit may be normalised as it is, with no negation before: `value` ^
     `sign` is one less than the magnitude of a negative number, and `round_up` makes up for that.
     """
-    width = len(value)
+    width, sign = len(value), Value.cast(sign)
     shifts = []
     for step in steps:
         empty = Signal(name=f"{name}_empty{step}")
         shifted = Signal(width, name=f"{name}_shift{step}")
         m.d.comb += [
-            empty.eq(~(value[width - step :] ^ sign.replicate(step)).any()),
+            empty.eq(~(value[width - step :] ^ sign[:1].replicate(step)).any()),
             shifted.eq(Mux(empty, Cat(C(0, step), value[: width - step]), value)),
         ]
         value = shifted
@@ -127,7 +124,7 @@ def normalise(m, value, steps, *, name, sign=POSITIVE):
     return value, Cat(C(0, low), *reversed(shifts))
 
 
-def round_up(below, last, sign=POSITIVE):
+def round_up(below, last, sign=0):
     """Return whether rounding to nearest even adds to the last place kept, `last`; `below` are the bits below it.
 
     Of a negative number (`sign`) both are those of its ones' complement: the magnitude is one of the lowest bit more.

@@ -6,7 +6,7 @@ a memory has to be read for it.
 """
 
 from amaranth import Module, Mux, Signal, Value, signed, unsigned
-from amaranth.lib import data, enum, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from tilewright_hw.arch.isa import Func
@@ -15,32 +15,12 @@ from tilewright_hw.gateware.float import FloatAdd, FloatMul, FloatToInt, IntToFl
 from tilewright_hw.gateware.functions import LaneFunction
 from tilewright_hw.gateware.layouts import F24, table_write
 
-__all__ = ["ACC_LATENCY", "X0_TO_X5", "Addend", "Factor", "Lane", "LanePath", "TokenPath"]
+__all__ = ["ACC_LATENCY", "X0_TO_X5", "Lane", "LanePath", "TokenPath"]
 
 ACC_LATENCY = 2
 """Cycles from the request for an accumulator row to the word chosen from it (its register in the vector unit)."""
 X0_TO_X5 = 3 * FloatMul.LATENCY + FloatAdd.LATENCY + LaneFunction.TABLE_LATENCY + 2
 """Cycles from x0 to x5 where every stage is used."""
-
-
-class Addend(enum.Enum, shape=unsigned(2)):  # type: ignore[call-arg]
-    """What the adder adds."""
-
-    ROW = 0
-    STAT = 1
-    PRODUCT = 2
-    """The first multiplier's product (ROTATE)."""
-    PARAM = 3
-
-
-class Factor(enum.Enum, shape=unsigned(2)):  # type: ignore[call-arg]
-    """What the third multiplier multiplies by."""
-
-    X3 = 0
-    RECALLED = 1
-    """x3 from before the function."""
-    ROW = 2
-    PARAM = 3
 
 
 class LanePath(data.Struct):
@@ -51,15 +31,13 @@ class LanePath(data.Struct):
     wide: unsigned(1)
     """It is made of two accumulators, and comes a cycle later."""
     rotate: unsigned(1)
-    """Both multipliers work on x0: its own element times cosine, its partner times sine."""
+    """Both multipliers work on x0, its own element times cosine, its partner times sine, and the adder adds them."""
     mul1: unsigned(1)
     """x1 is the product with the scalar. Not with `rotate`."""
     mul2: unsigned(1)
     """x2 is the second product (set with `rotate`)."""
     add: unsigned(1)
     """x3 is the sum."""
-    addend: Addend
-    """What is added."""
     func: unsigned(1)
     """x4 is the function."""
     kind: Func
@@ -68,8 +46,8 @@ class LanePath(data.Struct):
     """It is the loaded one (set with `func`)."""
     mul3: unsigned(1)
     """x5 is the third product."""
-    factor: Factor
-    """Its factor."""
+    own: unsigned(1)
+    """Its factor is x3 itself (set with `mul3`)."""
     quantise16: unsigned(1)
     """x5 is quantised to 15 bits, not to 8."""
     raw: unsigned(1)
@@ -103,13 +81,13 @@ class Lane(wiring.Component):
     scalar : In(F24)
         First multiplier's factor, beside x0.
     param : In(F24)
-        Parameter, at the second multiplier, the adder or the third multiplier.
+        Parameter, at the second multiplier.
     partner_x0, partner_param : In(F24)
         `x0` and `param` of the pair's other lane.
-    stat : In(F24)
-        Addend for STAT, at the adder.
-    row : In(F24)
-        Second row operand, at the adder or the third multiplier.
+    addend, stat : In(F24)
+        Addend, at the adder: of these and with `rotate` the first product one at most is not 0.
+    factor : In(F24)
+        Factor of the third multiplier but for `own`.
     recalled : In(F24)
         x3 from before the function, at the third multiplier.
     align, exponent, write : In(8), In(9), In(table_write())
@@ -135,8 +113,9 @@ class Lane(wiring.Component):
                 "param": In(F24),
                 "partner_x0": In(F24),
                 "partner_param": In(F24),
+                "addend": In(F24),
                 "stat": In(F24),
-                "row": In(F24),
+                "factor": In(F24),
                 "keep": In(1),
                 "recalled": In(F24),
                 "align": In(8),
@@ -155,30 +134,18 @@ class Lane(wiring.Component):
         product1, x2 = self._multiply(m)
 
         m.submodules.add = add = FloatAdd()
-        m.d.comb += add.a.eq(x2)
-        with m.Switch(path.addend):
-            with m.Case(Addend.ROW):
-                m.d.comb += add.b.eq(self.row)
-            with m.Case(Addend.STAT):
-                m.d.comb += add.b.eq(self.stat)
-            with m.Case(Addend.PARAM):
-                m.d.comb += add.b.eq(self.param)
-            with m.Default():
-                m.d.comb += add.b.eq(product1)
+        m.d.comb += [
+            add.a.eq(x2),
+            add.b.eq(self.addend | self.stat | (product1 & path.rotate.replicate(24))),
+        ]
         with m.If(self.load_x3):
             m.d.sync += self.x3.eq(Mux(path.add, add.o, x2))
 
         m.submodules.mul3 = mul3 = FloatMul()
-        m.d.comb += mul3.a.eq(self._function(m))
-        with m.Switch(path.factor):
-            for factor, value in (
-                (Factor.X3, self.x3),
-                (Factor.RECALLED, self.recalled),
-                (Factor.ROW, self.row),
-                (Factor.PARAM, self.param),
-            ):
-                with m.Case(factor):
-                    m.d.comb += mul3.b.eq(value)
+        m.d.comb += [
+            mul3.a.eq(self._function(m)),
+            mul3.b.eq(Mux(path.own, Mux(path.func, self.recalled, self.x3), self.factor)),
+        ]
         with m.If(self.load_x5):
             m.d.sync += self.x5.eq(Mux(self.keep, Mux(path.mul3, mul3.o, mul3.a), 0))
         m.submodules.quantise = quantise = FloatToInt()

@@ -307,8 +307,8 @@ class RowReduce(wiring.Component):
     """Reduce beats of L floats to one value per entry: the maximum as F24, or the exact integer sum.
 
     MAX and ARGMAX (of no elements: +0), ABSMAX and QSCALE give an F24 in the low 24 bits of `value`; EXPSUM, SUMSQ and
-    SUM a signed 64-bit integer. ARGMAX gives in `second` the first index of the maximum, `origin` + its place in the
-    row. VAR gives the sum of squares in `value`, and the sum in `second`.
+    SUM a signed 64-bit integer. ARGMAX gives in `index` the first index of the maximum, `origin` + its place in the
+    row. VAR gives the sum of squares in `value`, and that of the integers in `sum`.
 
     Rigid pipeline, one beat per cycle; `o.valid` pulses `latency(kind)` cycles after a beat with `last`. An entry's
     integers are aligned to each beat's own exponent: it must not change within the entry.
@@ -329,8 +329,8 @@ class RowReduce(wiring.Component):
     i : In(reduce_beat(lanes))
         Beats.
     o : Out(row_value)
-        {valid, value 64, second 32, exponent 8, tag}: ready to be `RowScalar`'s input. `exponent` is that of the first
-        beat.
+        {valid, value 64, sum 32, index 24, exponent 8, tag}: ready to be `RowScalar`'s input. `exponent` is that of the
+        first beat.
     """
 
     def __init__(self, *, lanes):
@@ -363,32 +363,32 @@ class RowReduce(wiring.Component):
         # Key 0 means that no lane took part.
         m.d.comb += [
             self.o.value.eq(Mux(summed, total, Mux(best.any(), from_order_key(best), 0))),
-            self.o.second.eq(Mux(summed, plain, index)),
+            self.o.sum.eq(plain),
+            self.o.index.eq(index),
         ]
         return way.asleep_while_empty(self.o.valid)
 
     def _sums(self, m, valid, first):
         """Add up the beats' integers; return the sum of the kind, and for VAR that of the integers themselves."""
-        m.submodules.sum = tree = SumTree(lanes=self.lanes, width=33)
-        m.submodules.plain = plain_tree = SumTree(lanes=self.lanes, width=17)
+        m.submodules.squares = squares = SumTree(lanes=self.lanes, width=33)
+        m.submodules.plain = plain = SumTree(lanes=self.lanes, width=26)
         for lane in range(self.lanes):
             m.submodules[f"align_{lane}"] = align = AlignToInt()
             m.submodules[f"square_{lane}"] = square = Square()
-            plain = delay(m, align.o, Square.LATENCY, name=f"plain_{lane}")
             m.d.comb += [
                 align.i.eq(self.i.data[lane]),
                 align.exponent.eq(self.i.source.a[15:23]),
                 align.unit.eq(self.kind == Reduce.EXPSUM),
                 square.i.eq(align.o),
-                tree.i[lane].eq(Mux(_among(self.kind, SQUARES), square.o, plain)),
-                plain_tree.i[lane].eq(plain),
+                squares.i[lane].eq(square.o),
+                plain.i[lane].eq(delay(m, align.o, Square.LATENCY, name=f"plain_{lane}")),
             ]
         total = Signal(signed(SUM_WIDTH), reset_less=True)
         plain_total = Signal(signed(32), reset_less=True)
         with m.If(valid):
             m.d.sync += [
-                total.eq(Mux(first, 0, total) + tree.o),
-                plain_total.eq(Mux(first, 0, plain_total) + plain_tree.o),
+                total.eq(Mux(first, 0, total) + Mux(_among(self.kind, SQUARES), squares.o, plain.o)),
+                plain_total.eq(Mux(first, 0, plain_total) + plain.o),
             ]
         return total, plain_total
 
@@ -400,32 +400,48 @@ class RowReduce(wiring.Component):
             key = Mux(_among(self.kind, ORDERED), order_key(x), magnitude_key(x))
             m.d.comb += tree.i[lane].eq(Mux(self.i.keep[lane], key, 0))
 
+        # Before an entry's first beat comes what it is merged with; a key of 0 is nothing.
+        ordered = self.merge & _among(self.kind, ORDERED)
+        start = delay(m, Mux(ordered, order_key(self.i.source.a), 0), tree.latency, name="start")
+        start_index = delay(m, self.i.source.b, tree.latency, name="start_index")
         best = Signal(24, reset_less=True)
-        kept, own = Signal(24, reset_less=True), Signal(reset_less=True)  # an index of the source's; one of this row
-        place, before = Signal(16), Signal(24)
-        source = delay(m, self.i.source, tree.latency, name="source")
-        m.d.comb += before.eq(best)
-        with m.If(beside.first):
-            m.d.comb += before.eq(Mux(self.merge & _among(self.kind, ORDERED), order_key(source.a), 0))
+        word, place = Signal(16), Signal(16, reset_less=True)  # of this beat in its row; of the best element
+        own, other = Signal(reset_less=True), Signal(24, reset_less=True)  # whether it is of these rows; else its index
+        better, begin = Signal(), Signal()
+        m.d.comb += [
+            begin.eq(valid & beside.first),
+            better.eq(valid & (tree.o > Mux(beside.first, start, best))),
+        ]
         with m.If(valid):
-            m.d.sync += place.eq(Mux(beside.row_end, 0, place + self.lanes))
-            with m.If(tree.o > before):
-                m.d.sync += [best.eq(tree.o), kept.eq(place + tree.lane), own.eq(1)]
-            with m.Elif(beside.first):
-                m.d.sync += [best.eq(before), kept.eq(Mux(self.merge, source.b, 0)), own.eq(~self.merge)]
-        return best, (kept + Mux(own, self.origin, 0))[:24]
+            m.d.sync += word.eq(Mux(beside.row_end, 0, word + 1))
+        with m.If(begin):
+            m.d.sync += [other.eq(start_index), own.eq(~self.merge)]
+        with m.If(begin | better):
+            m.d.sync += best.eq(Mux(better, tree.o, start))
+        with m.If(better):
+            m.d.sync += [own.eq(1), place.eq(self._place(word, tree.lane))]
+        with m.Elif(begin):
+            m.d.sync += place.eq(0)
+        return best, Mux(own, (self.origin + place)[:24], other)
+
+    def _place(self, word, lane):
+        """Return the place in its row of the element that a lane of a beat holds."""
+        if self.lanes & (self.lanes - 1):
+            return word * self.lanes + lane
+        return Cat(lane, word)
 
 
 def row_value():
     """Return the payload between `RowReduce` and `RowScalar`.
 
-    valid, the row's value, a second one (VAR: the sum; ARGMAX: the index), its exponent E (biased), tag.
+    valid, the row's value, its sum (VAR) and index (ARGMAX) beside it, its exponent E (biased), tag.
     """
     return data.StructLayout(
         {
             "valid": 1,
             "value": unsigned(SUM_WIDTH),
-            "second": unsigned(32),
+            "sum": unsigned(32),
+            "index": unsigned(24),
             "exponent": unsigned(8),
             "tag": unsigned(TAG_WIDTH),
         }
@@ -498,10 +514,10 @@ class RowScalar(wiring.Component):
     SUMSQ    rsqrt(add(mul(scale2(i2f(value), 2(E-15)), const1), const2))   +0
     SUM      mul(scale2(i2f(value), E-15), const1)                          +0
     VAR      rsqrt(add(v, const2))                                          mul(-u, a)
-    ARGMAX   value                                                          second
+    ARGMAX   value                                                          index
     =======  =============================================================  ==============
 
-    VAR: v = mul(mul(scale2(i2f(n * value - second^2), 2(E-15)), const1), const1), u = mul(scale2(i2f(second), E-15),
+    VAR: v = mul(mul(scale2(i2f(n * value - sum^2), 2(E-15)), const1), const1), u = mul(scale2(i2f(sum), E-15),
     const1).
 
     Rigid pipeline, one row per cycle: integer to float, scale2, multiply, round, add, reciprocal. A kind leaves out
@@ -519,8 +535,9 @@ class RowScalar(wiring.Component):
     scale16 : In(1)
         QSCALE rounds b to bfloat16.
     i : In(row_value)
-        {valid, value 64, second 32, exponent 8, tag}: F24 in the low bits of value for MAX, ABSMAX, QSCALE and ARGMAX,
-        a signed integer for the others; exponent: bits 15 to 22 of field a of the source entry (SUMSQ, SUM, VAR).
+        {valid, value 64, sum 32, index 24, exponent 8, tag}: F24 in the low bits of value for MAX, ABSMAX, QSCALE and
+        ARGMAX, a signed integer for the others; exponent: bits 15 to 22 of field a of the source entry (SUMSQ, SUM,
+        VAR).
     o : Out(row_entry)
         {valid, a, b, tag}, `latency(kind)` cycles later.
     """
@@ -585,7 +602,7 @@ class RowScalar(wiring.Component):
             with m.Case(Reduce.SUM):
                 m.d.comb += self.o.a.eq(mul.o)
             with m.Case(Reduce.ARGMAX):
-                m.d.comb += [self.o.a.eq(whole), self.o.b.eq(self.i.second)]
+                m.d.comb += [self.o.a.eq(whole), self.o.b.eq(self.i.index)]
             with m.Default():
                 m.d.comb += self.o.a.eq(whole)
 
@@ -600,10 +617,10 @@ class RowScalar(wiring.Component):
         m.submodules.variance = unit = Variance()
         m.submodules.convert = convert = IntToFloat(SUM_WIDTH)
         m.submodules.scale = scale = Scale2()
-        m.d.comb += [unit.n.eq(self.n), unit.i_squares.eq(self.i.value), unit.i_sum.eq(self.i.second)]
+        m.d.comb += [unit.n.eq(self.n), unit.i_squares.eq(self.i.value), unit.i_sum.eq(self.i.sum)]
         early = Variance.LATENCY - 1
         is_sum = delay(m, self.i.valid & variance, early, name="is_sum")
-        second = delay(m, self.i.second, early, name="second").as_signed()
+        total = delay(m, self.i.sum, early, name="total").as_signed()
         exponent = delay(m, self.i.exponent, early, name="exponent")
         late = delay(m, exponent, 1, name="exponent_late")
         # E - 15 = exponent - 142
@@ -618,7 +635,7 @@ class RowScalar(wiring.Component):
             with m.Default():
                 m.d.comb += shift.eq(self.i.exponent - 142)
         with m.If(is_sum):
-            m.d.comb += convert.i.eq(second)
+            m.d.comb += convert.i.eq(total)
         with m.Elif(variance):
             m.d.comb += convert.i.eq(unit.o)
         with m.Else():

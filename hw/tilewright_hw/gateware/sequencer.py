@@ -142,7 +142,8 @@ class InstructionFetch(wiring.Component):
         asked = Signal()
         page_free = (addr[:12] != 0) | first | (self._coming == 0)
         room = self._reserved <= PREFETCH * self.beats - self.request_beats
-        m.d.comb += ahead.eq(running & ~self._ended & ~self._loading & ~self.load.valid & page_free & room)
+        wanted = ~self._ended | addr[: ceil_log2(BYTES)].any()  # an instruction that was begun, END too, comes whole
+        m.d.comb += ahead.eq(running & wanted & ~self._loading & ~self.load.valid & page_free & room)
         m.d.comb += self.fetch.p.beats.eq(self.request_beats)
         with m.If(self.fetch.ready | ~self.fetch.valid):
             m.d.sync += self.fetch.valid.eq(ahead | (self._load_requests != 0))

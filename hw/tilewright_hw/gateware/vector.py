@@ -9,7 +9,7 @@ from tilewright_hw.arch.isa import Add, Dest, Func, Mul, Op, Reduce, Scale, Sour
 from tilewright_hw.gateware.address import AddressGenerator, RowLoops, Token
 from tilewright_hw.gateware.float import delay
 from tilewright_hw.gateware.functions import LaneFunction
-from tilewright_hw.gateware.lane import Addend, Factor, Lane, LanePath, TokenPath
+from tilewright_hw.gateware.lane import Lane, LanePath, TokenPath
 from tilewright_hw.gateware.layouts import (
     buffer_write,
     operands,
@@ -116,9 +116,9 @@ class VectorUnit(wiring.Component):
         path = self._decode(m, load)
         uses = self._decode_uses(m, load)
         self._issue(m, command, load, path)
-        self._read_buffers(m, command, load, *uses)
+        addend, factor = self._read_buffers(m, command, load, *uses)
         integers, high = self._read_accumulators(m, command, load, path)
-        lanes = self._build_lanes(m, command, path, integers, high)
+        lanes = self._build_lanes(m, command, path, integers, high, addend, factor)
         self._write(m, command, load, integers, lanes)
         self._reduce(m, command, lanes)
         for block in (m.submodules.results, m.submodules.statistics):
@@ -172,25 +172,10 @@ class VectorUnit(wiring.Component):
                 path.kind.eq(new.func[:2]),
                 path.table.eq(new.func == Func.TABLE),
                 path.mul3.eq(new.mul != Mul.NONE),
+                path.own.eq(new.mul == Mul.SELF),
                 path.raw.eq((new.dest == Dest.STORE_RAW) & (new.source == Source.ACC)),
                 path.quantise16.eq(new.dest == Dest.ACT16),
             ]
-            with m.Switch(new.add):
-                with m.Case(Add.NEG_STAT_A, Add.STAT_B):
-                    m.d.sync += path.addend.eq(Addend.STAT)
-                with m.Case(Add.ROTATE):
-                    m.d.sync += path.addend.eq(Addend.PRODUCT)
-                with m.Case(Add.PARAM):
-                    m.d.sync += path.addend.eq(Addend.PARAM)
-                with m.Default():
-                    m.d.sync += path.addend.eq(Addend.ROW)
-            with m.Switch(new.mul):
-                with m.Case(Mul.ROW):
-                    m.d.sync += path.factor.eq(Factor.ROW)
-                with m.Case(Mul.PARAM):
-                    m.d.sync += path.factor.eq(Factor.PARAM)
-                with m.Default():
-                    m.d.sync += path.factor.eq(Mux(new.func == Func.NONE, Factor.X3, Factor.RECALLED))
         m.d.comb += m.submodules.table.loaded.eq(path.table)
         return path
 
@@ -270,7 +255,10 @@ class VectorUnit(wiring.Component):
         return integers, high
 
     def _read_buffers(self, m, command, load, row_use, param_use):
-        """Read row and parameter buffer for the stage that needs them, and take their loads."""
+        """Read row and parameter buffer for the stage that needs them, and take their loads.
+
+        Return the addend and the last factor, as registers; 0 where they come from neither buffer.
+        """
         row, param, tokens = m.submodules.row, m.submodules.param, m.submodules.tokens
         new = self.cmd.payload
         m.submodules.row_address = row_address = AddressGenerator()
@@ -307,19 +295,30 @@ class VectorUnit(wiring.Component):
         connect(m, flipped(self.i_row), row.i_load)
         connect(m, flipped(self.i_param), param.i_load)
         connect(m, flipped(self.i_table), m.submodules.table.i)
+        registers = []
+        for use in (Use.ADDEND, Use.FACTOR):
+            register = Signal(vector_word(self.lanes), name=use.name.lower())
+            from_param = param_use == use
+            with m.If(load):
+                m.d.sync += register.eq(0)
+            with m.Elif(Mux(from_param, param.fresh, row.fresh & (row_use == use))):
+                m.d.sync += register.eq(Mux(from_param, Value.cast(param.early), Value.cast(row.early)))
+            registers.append(register)
+        return registers
 
-    def _build_lanes(self, m, command, path, integers, high):
+    def _build_lanes(self, m, command, path, integers, high, addend, factor):
         """Build the lanes and what they share; return them."""
         tokens, statistics, table = m.submodules.tokens, m.submodules.statistics, m.submodules.table
         lanes = [Lane(odd=bool(i % 2)) for i in range(self.lanes)]
         recall = Ring(vector_word(self.lanes), depth=1 << LaneFunction.TABLE_LATENCY.bit_length())
         m.submodules.recall = recall
-        own = path.mul3 & (path.factor == Factor.RECALLED)
+        own = path.func & path.own
+        added = command.add.matches(Add.NEG_STAT_A, Add.STAT_B)
         m.d.comb += [
             recall.put.eq(delay(m, tokens.x3.valid, 1, name="x3_valid") & own),
             recall.take.eq(tokens.factor.valid & own),
         ]
-        row, param = m.submodules.row.data, m.submodules.param.data
+        param = m.submodules.param.data
         for i, lane in enumerate(lanes):
             m.submodules[f"lane{i}"] = lane
             operand = m.submodules.row.early[i]
@@ -338,8 +337,9 @@ class VectorUnit(wiring.Component):
                 lane.param.eq(param[i]),
                 lane.partner_x0.eq(lanes[i ^ 1].x0),
                 lane.partner_param.eq(param[i ^ 1]),
-                lane.stat.eq(statistics.addition),
-                lane.row.eq(row[i]),
+                lane.addend.eq(addend[i]),
+                lane.stat.eq(Mux(added, statistics.addition, 0)),
+                lane.factor.eq(factor[i]),
                 lane.recalled.eq(recall.data[i]),
                 recall.put_data[i].eq(lane.x3),
                 lane.align.eq(table.align),

@@ -30,6 +30,8 @@ class VectorMemory(wiring.Component):
         Read.
     addr : In(16)
         Word to read.
+    fresh : Out(1)
+        A word has come to `early` in this cycle.
     early, data : Out(vector_word(lanes))
         What was read.
     write_en : In(1)
@@ -49,6 +51,7 @@ class VectorMemory(wiring.Component):
             {
                 "en": In(1),
                 "addr": In(16),
+                "fresh": Out(1),
                 "early": Out(vector_word(lanes)),
                 "data": Out(vector_word(lanes)),
                 "write_en": In(1),
@@ -62,9 +65,8 @@ class VectorMemory(wiring.Component):
         m.submodules.memory = store = memory.Memory(shape=vector_word(self.lanes), depth=self.words, init=[])
         read, write = store.read_port(), store.write_port()
         chosen = Signal.like(self.write)
-        fresh = Signal()
-        m.d.sync += fresh.eq(self.en)
-        with m.If(fresh):
+        m.d.sync += self.fresh.eq(self.en)
+        with m.If(self.fresh):
             m.d.sync += self.data.eq(read.data)
         m.d.comb += [
             read.en.eq(self.en),
