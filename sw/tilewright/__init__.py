@@ -8,7 +8,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from tilewright import ops
+from tilewright import ops, tables
 from tilewright.api import Check, Generation, Model, Stats, load
 from tilewright.compiler.plan import Tiling
 from tilewright.devices import open_device
@@ -34,4 +34,5 @@ __all__ = [
     "load",
     "open_device",
     "ops",
+    "tables",
 ]

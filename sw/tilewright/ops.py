@@ -216,6 +216,7 @@ class _RowJob:
         self.stride = round_up(4 * n, config.bus_bytes)
         self.x = self.memory.add("x", rows * self.stride)
         self.y = self.memory.add("y", rows * self.stride)
+        self.constants = [Region("param", 0, config.param_words)]  # what each pass may read besides its rows
         self.e = Emitter()
 
     def emit(self, passes: Callable[[int], None]) -> None:
@@ -229,10 +230,14 @@ class _RowJob:
                 dest=LoadDest.ROW, dst_stride=self.words, **address(self.x.start + first * self.stride),
             )  # fmt: skip
             passes(m)
-            self.e.emit(
-                Op.STORE, [], [self.y], "result", element=Element.FP32, n=self.n, m=m, h=1, run=self.n,
-                stride_m=self.stride, **address(self.y.start + first * self.stride),
-            )  # fmt: skip
+            self.store(first, m)
+
+    def store(self, first: int, m: int) -> None:
+        """Emit the store of a block's results."""
+        self.e.emit(
+            Op.STORE, [], [self.y], "result", element=Element.FP32, n=self.n, m=m, h=1, run=self.n,
+            stride_m=self.stride, **address(self.y.start + first * self.stride),
+        )  # fmt: skip
 
     def vector(self, last: bool = False, stat: int | None = None, red: int | None = None, **operands: int) -> None:
         """Emit one pass in place (the last one into the store stream); stat/red: 0 or 1, an array of statistics."""
@@ -245,7 +250,7 @@ class _RowJob:
             writes.append(Region("stat", red * half, self.m))
             operands |= {"red": red * half, "red_m": 1}
         self.e.emit(
-            Op.VECTOR, [*reads, Region("param", 0, self.config.param_words)], writes, self.name,
+            Op.VECTOR, [*reads, *self.constants], writes, self.name,
             **{
                 "n": self.n, "m": self.m, "h": 1, "limit": 65535, "source": Source.ROW, "src_m": self.words,
                 "dest": Dest.STORE_FP32 if last else Dest.ROW, "dst_m": self.words,
@@ -328,3 +333,9 @@ def silu(x: ArrayLike, device: Device | str | None = None) -> Floats:
 def sigmoid(x: ArrayLike, device: Device | str | None = None) -> Floats:
     """Return 1 / (1 + exp(-x)), float32 of x's shape. Errors as in `softmax`."""
     return _elementwise(x, "sigmoid", device, func=Func.SIGMOID)
+
+
+from tilewright.row_ops import argmax as argmax  # noqa: E402 - these stand on what is above
+from tilewright.row_ops import gelu as gelu  # noqa: E402
+from tilewright.row_ops import layernorm as layernorm  # noqa: E402
+from tilewright.row_ops import table as table  # noqa: E402

@@ -3,12 +3,13 @@ the golden model."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from decimal import Decimal, getcontext
 from fractions import Fraction
 
-from tilewright_hw.arch.isa import Add, Dest, Func, LoadDest, LoadFormat, Mul, Reduce, Scale, Source
+from tilewright_hw.arch.isa import Add, Dest, Func, LoadDest, LoadFormat, Mul, Reduce, Scale, Source, WeightFormat
 
 getcontext().prec = 50
 
@@ -98,6 +99,17 @@ def sigmoid(x):
     return nearest(Fraction(t0 + (((t1 - t0) * d + 64) >> 7), 2**16))
 
 
+def signed(value, bits):
+    return (value & (1 << bits) - 1 ^ 1 << bits - 1) - (1 << bits - 1)
+
+
+def loaded_table(x, words, a, b):
+    u = max(-32768, min(32767, round(Fraction(x) * Fraction(2) ** (a - 8)))) + 32768
+    j, d = divmod(u, 128)
+    start, rise = signed(words[j] >> 12, 20), signed(words[j], 12)
+    return nearest(nearest(Fraction(start + ((rise * d + 64) >> 7))) * Fraction(2) ** -b)
+
+
 def from_fp32(bits):
     e = bits >> 23 & 255
     if e == 0:
@@ -112,8 +124,17 @@ def to_fp32(x):
     return struct.unpack("<I", struct.pack("<f", float(x)))[0]
 
 
-def quantised(x):
-    return max(-127, min(127, round(x)))
+def quantised(x, most=127):
+    return max(-most, min(most, round(x)))
+
+
+class Index(int):
+    """A field b that ARGMAX wrote: 24 bits that are no F24."""
+
+
+def bits24(b):
+    """Return a field b as 24 bits."""
+    return int(b) if isinstance(b, Index) else to_fp32(b) >> 8
 
 
 class Reference:
@@ -127,6 +148,7 @@ class Reference:
         self.param = [[Fraction(0)] * config.lanes for _ in range(config.param_words)]
         self.acc = [[[0] * config.cols for _ in range(config.acc_rows)] for _ in range(2)]
         self.stat = [(Fraction(0), Fraction(0)) for _ in range(config.stat_entries)]
+        self.table, self.shifts = [0] * 512, (0, 0)
         self.fifo = {"weight": [], "stream": []}
         self.stream = []
 
@@ -139,11 +161,51 @@ class Reference:
                 self.fifo[fifo].append([b - 256 if b > 127 else b for b in row])
 
     def weight(self, f):
-        self.tiles(f, "weight")
+        if f["format"] == WeightFormat.INT4:
+            self.int4_tiles(f)
+        else:
+            self.tiles(f, "weight")
+
+    def int4_tiles(self, f):
+        """Walk through each run as it is read: S rows of g, then up to 32 * S rows of q, and so on."""
+        slot, s = self.c.nibble_slot, self.c.nibble_rows
+
+        def nibbles(at):
+            return [self.memory[at + c // 2] >> 4 * (c % 2) & 15 for c in range(self.c.cols)]
+
+        for i in range(f["count"]):
+            at = f["offset"] + i * f["stride"]
+            scales, left = [], f["rows"]
+            while left:
+                scales = [nibbles(at + k * slot) for k in range(s)]
+                at += s * slot
+                rows = min(left, 32 * s)
+                for r in range(rows):
+                    q = nibbles(at + r * slot)
+                    row = [scales[r // 32][c] * signed(q[c], 4) for c in range(self.c.cols)]
+                    self.fifo["weight"].append(row)
+                at += rows * slot
+                left -= rows
+
+    def transposed_tiles(self, f):
+        for i in range(f["count"]):
+            start = f["offset"] + i * f["stride"]
+            for tile in range(start, start + f["bytes"], self.c.transposed_tile_bytes):
+                for r in range(self.c.rows):
+                    column = [self.memory[tile + c * self.c.row_slot + r] for c in range(self.c.cols)]
+                    self.fifo["stream"].append([signed(b, 8) for b in column])
 
     def load(self, f):
         if f["dest"] == LoadDest.STREAM:
-            self.tiles(f, "stream")
+            if f["transpose"]:
+                self.transposed_tiles(f)
+            else:
+                self.tiles(f, "stream")
+            return
+        if f["dest"] == LoadDest.TABLE:
+            raw = b"".join(bytes(self.memory[f["offset"] + i * f["stride"] :][: f["bytes"]]) for i in range(f["count"]))
+            self.table = [w for (w,) in struct.iter_unpack("<I", raw)]
+            self.shifts = (f["dst"] & 31, signed(f["dst"] >> 8, 8))
             return
         for i in range(f["count"]):
             start = f["offset"] + i * f["stride"]
@@ -174,16 +236,19 @@ class Reference:
             for n in range(f["n"]):
                 for k in range(f["k"]):
                     tile = [fifo.pop(0) for _ in range(self.c.rows)]
-                    for o in range(f["rows_outer"]):
-                        for i in range(f["rows_inner"]):
-                            word = f["act"] + g * f["act_group"] + o * f["act_outer"]
-                            x = self.act[word + i * f["act_inner"] + k]
-                            at = f["acc"] + (g * f["n"] + n) * rows + o * f["rows_inner"] + i
-                            old = acc[at] if k or f["accumulate"] else [0] * self.c.cols
-                            acc[at] = [
-                                self.wrap(old[c] + sum(x[r] * tile[r][c] for r in range(self.c.rows)))
-                                for c in range(self.c.cols)
-                            ]
+                    for o, i, p in itertools.product(
+                        range(f["rows_outer"]), range(f["rows_inner"]), range(1 + f["pair"])
+                    ):
+                        word = f["act"] + g * f["act_group"] + o * f["act_outer"] + i * f["act_inner"]
+                        x = self.act[word + (2 * k + p if f["pair"] else k)]
+                        at = f["acc"] + (g * f["n"] + n) * rows + o * f["rows_inner"] + i
+                        if f["pair"]:
+                            at = f["acc"] + ((g * f["n"] + n) * rows + o * f["rows_inner"] + i) * 2 + p
+                        old = acc[at] if k or f["accumulate"] else [0] * self.c.cols
+                        acc[at] = [
+                            self.wrap(old[c] + sum(x[r] * tile[r][c] for r in range(self.c.rows)))
+                            for c in range(self.c.cols)
+                        ]
 
     @staticmethod
     def wrap(x):
@@ -203,9 +268,10 @@ class Reference:
             if f["reduce"]:
                 groups = [(0, [x for row in rows for x in row])] if f["reduce_outer"] else list(enumerate(rows))
                 for h, values in groups:
-                    largest = self.stat[f["stat"] + m * f["stat_m"] + h * f["stat_h"]][0]
+                    entry = self.stat[f["stat"] + m * f["stat_m"] + h * f["stat_h"]]
                     at = f["red"] + m * f["red_m"] + h * f["red_h"]
-                    new_stats[at] = self.reduction(f, values, largest)
+                    indices = [i for row in (rows if f["reduce_outer"] else [values]) for i in range(len(row))]
+                    new_stats[at] = self.reduction(f, values, entry, indices)
         for (m, h), row in new_rows.items():
             self.deliver(f, f["dst"] + m * f["dst_m"] + h * f["dst_h"], row)
         for at, entry in new_stats.items():
@@ -220,8 +286,11 @@ class Reference:
             if f["source"] == Source.ROW:
                 return self.row[at + i // lanes][i % lanes]
             if f["source"] == Source.STAT:
-                return b
-            integer = self.acc[f["bank"]][at + i // self.c.cols * f["src_n"]][i % self.c.cols]
+                return bits24(b) if f["dest"] == Dest.STORE_RAW else b
+            acc, word = self.acc[f["bank"]], at + i // self.c.cols * f["src_n"]
+            integer = acc[word][i % self.c.cols]
+            if f["wide"]:
+                integer = 128 * integer + acc[word + 1][i % self.c.cols]
             return integer if f["dest"] == Dest.STORE_RAW else nearest(Fraction(integer))
 
         def parameter(i):
@@ -250,17 +319,37 @@ class Reference:
                 x = f_add(x, second)
             if f["add"] == Add.NEG_STAT_A:
                 x = f_add(x, -a)
-        y = {Func.NONE: lambda x: x, Func.EXP2: exp2, Func.SIGMOID: sigmoid}[f["func"]](x)
+            if f["add"] == Add.STAT_B:
+                x = f_add(x, b)
+            if f["add"] == Add.PARAM:
+                x = f_add(x, parameter(i))
+        functions = {Func.NONE: lambda x: x, Func.EXP2: exp2, Func.SIGMOID: sigmoid}
+        functions[Func.TABLE] = lambda x: loaded_table(x, self.table, *self.shifts)
+        y = functions[f["func"]](x)
         if f["mul"] == Mul.SELF:
             return f_mul(y, x)
+        if f["mul"] == Mul.PARAM:
+            return f_mul(y, parameter(i))
         return f_mul(y, second) if f["mul"] == Mul.ROW else y
 
-    def reduction(self, f, x, largest):
+    def largest(self, f, x, entry, indices):
+        """Return the fields of MAX and ARGMAX."""
+        first, argmax = f["const1"] >> 8, f["reduce"] == Reduce.ARGMAX
+        best = (entry[0], bits24(entry[1])) if f["merge"] else None
+        for value, i in zip(x, indices, strict=True):
+            if best is None or value > best[0]:
+                best = (value, (first + i) % 2**24)
+        if best is None:
+            best = (Fraction(0), first)
+        return best[0], Index(best[1]) if argmax else Fraction(0)
+
+    def reduction(self, f, x, entry, indices):
         zero = Fraction(0)
+        largest = entry[0]
         c1, c2 = from_fp32(f["const1"]), from_fp32(f["const2"] << 16)
         magnitude = max((abs(v) for v in x), default=zero)
-        if f["reduce"] == Reduce.MAX:
-            return max(x, default=zero), zero
+        if f["reduce"] in (Reduce.MAX, Reduce.ARGMAX):
+            return self.largest(f, x, entry, indices)
         if f["reduce"] == Reduce.ABSMAX:
             return magnitude, zero
         if f["reduce"] == Reduce.QSCALE:
@@ -274,6 +363,12 @@ class Reference:
         integers = [round(v * Fraction(2) ** (15 - e)) if largest else 0 for v in x]
         if f["reduce"] == Reduce.SUM:
             return f_mul(nearest(nearest(Fraction(sum(integers))) * Fraction(2) ** (e - 15)), c1), zero
+        if f["reduce"] == Reduce.VAR:
+            total, n = sum(integers), len(integers)
+            spread = nearest(Fraction(n * sum(i * i for i in integers) - total**2))
+            v = f_mul(f_mul(nearest(spread * Fraction(2) ** (2 * (e - 15))), c1), c1)
+            r = rsqrt(f_add(v, c2))
+            return r, f_mul(-f_mul(nearest(nearest(Fraction(total)) * Fraction(2) ** (e - 15)), c1), r)
         total = nearest(Fraction(sum(i * i for i in integers)))
         scaled = nearest(total * Fraction(2) ** (2 * (e - 15)))
         return rsqrt(f_add(f_mul(scaled, c1), c2)), zero
@@ -283,6 +378,13 @@ class Reference:
             self.put_row(self.row, at, row, self.c.lanes, Fraction(0))
         elif f["dest"] == Dest.ACT:
             self.put_row(self.act, at, [quantised(x) for x in row], self.c.rows, 0)
+        elif f["dest"] == Dest.ACT16:
+            q = [quantised(x, 16383) for x in row]
+            for k in range(-(-len(q) // self.c.rows)):
+                part = q[k * self.c.rows : (k + 1) * self.c.rows]
+                part += [0] * (self.c.rows - len(part))
+                self.act[at + 2 * k] = [x >> 7 for x in part]
+                self.act[at + 2 * k + 1] = [x & 127 for x in part]
         elif f["dest"] != Dest.NONE:
             self.stream.append((f["dest"], row))
 

@@ -17,7 +17,7 @@ from tilewright_hw.arch import (
     Unit,
     assemble,
 )
-from tilewright_hw.arch.isa import Add, Dest, Func, LoadDest, Mul, Reduce, Scale, Source
+from tilewright_hw.arch.isa import Add, Dest, LoadDest, Mul, Reduce, Scale, Source, WeightFormat
 from tilewright_sim.golden import GoldenDevice
 
 CONFIG = AcceleratorConfig()
@@ -150,11 +150,7 @@ LOAD = {"offset": 0, "bytes": 64, "count": 1, "dest": LoadDest.ROW}
 
 STOPS = [
     (words(7, *[0] * 15), ErrorCode.ILLEGAL_OPCODE, "unknown opcode 7"),
-    (
-        words(17, 0, 0, 0, 64, 1 | 3 << 20 | 1 << 24, *[0] * 10).replace(b"\x11", b"\x13", 1),
-        ErrorCode.ILLEGAL_FIELD,
-        "must be at least 1",
-    ),
+    (Instruction(Op.VECTOR, VECTOR | {"n": 0}), ErrorCode.ILLEGAL_FIELD, "n must be at least 1"),
     (Instruction(Op.WEIGHT, WEIGHT | {"count": 0}), ErrorCode.ILLEGAL_FIELD, "count must be at least 1"),
     (Instruction(Op.STORE, STORE | {"run": 0}), ErrorCode.ILLEGAL_FIELD, "run must be at least 1"),
     (Instruction(Op.LDREGS, {}), ErrorCode.ILLEGAL_FIELD, "count must be at least 1"),
@@ -257,7 +253,68 @@ REFUSED = [
         [Instruction(Op.VECTOR, VECTOR | {"source": Source.ACC, "add": Add.ROW, "mul": Mul.ROW})],
         "cannot both take the second operand",
     ),
-    ([Instruction(Op.VECTOR, VECTOR | {"func": Func.TABLE})], "func TABLE is reserved"),
+    ([Instruction(Op.VECTOR, VECTOR | {"param": 1, "add": Add.PARAM})], "only one of param, add and mul"),
+    ([Instruction(Op.VECTOR, VECTOR | {"mul": Mul.PARAM, "add": Add.ROTATE})], "only one of param, add and mul"),
+    ([Instruction(Op.VECTOR, VECTOR | {"wide": 1})], "wide joins accumulators: A must be ACC, not ROW"),
+    ([Instruction(Op.VECTOR, VECTOR | {"merge": 1, "reduce": Reduce.SUM})], "merge goes with MAX and ARGMAX, not SUM"),
+    ([Instruction(Op.VECTOR, VECTOR | {"merge": 1})], "merge goes with MAX and ARGMAX, not NONE"),
+    ([Instruction(Op.VECTOR, VECTOR | {"reduce": Reduce.VAR, "reduce_outer": 1})], "VAR cannot reduce_outer"),
+    (
+        [Instruction(Op.VECTOR, VECTOR | {"reduce": Reduce.VAR, "limit": 7})],
+        "every element must be valid for VAR: limit is 7, n 8",
+    ),
+    (
+        [Instruction(Op.VECTOR, VECTOR | {"reduce": Reduce.VAR, "n": 32768, "limit": 65535})],
+        "n must be at most 32767 for VAR, not 32768",
+    ),
+    (
+        [Instruction(Op.VECTOR, VECTOR | {"reduce": Reduce.VAR})],
+        "VAR: element 0 of row (0, 0) is 1.0, beyond the exponent of what should be the row's absolute maximum, 0.0",
+    ),
+    (
+        [Instruction(Op.VECTOR, VECTOR | {"source": Source.ACC, "dest": Dest.STORE_RAW, "wide": 1})],
+        "STORE_RAW takes A from ACC or STAT and does nothing else",
+    ),
+    (
+        [
+            Instruction(Op.VECTOR, VECTOR | {"reduce": Reduce.ARGMAX}),
+            Instruction(Op.VECTOR, VECTOR | {"add": Add.STAT_B}),
+        ],
+        "field b of the statistics holds an index of ARGMAX, which is no F24",
+    ),
+    (
+        [Instruction(Op.VECTOR, VECTOR | {"dest": Dest.ACT16, "dst": 4095})],
+        "the destination reaches word 4096 of the act buffer",
+    ),
+    (
+        [Instruction(Op.VECTOR, VECTOR | {"source": Source.ACC, "wide": 1, "src": 511})],
+        "A reaches word 512 of the acc0 buffer, which has 512",
+    ),
+    (
+        [Instruction(Op.WEIGHT, WEIGHT), Instruction(Op.MATMUL, MATMUL | {"pair": 1, "acc": 511})],
+        "the result reaches word 512 of the acc0 buffer",
+    ),
+    (
+        [Instruction(Op.LOAD, LOAD | {"transpose": 1})],
+        "transpose goes with dest STREAM, not ROW",
+    ),
+    (
+        [Instruction(Op.LOAD, LOAD | {"transpose": 1, "dest": LoadDest.STREAM, "bytes": 128})],
+        "bytes of transposed tiles must be a multiple of 256, not 0x80",
+    ),
+    ([Instruction(Op.LOAD, LOAD | {"dest": LoadDest.TABLE, "bytes": 1024})], "a table is 2048 bytes, not 1024"),
+    (
+        [Instruction(Op.WEIGHT, WEIGHT | {"format": WeightFormat.INT4, "rows": 40})],
+        "rows of a run must be whole tiles of 16 rows, not 40",
+    ),
+    (
+        [Instruction(Op.WEIGHT, WEIGHT | {"format": WeightFormat.INT4})],
+        "rows of a run must be whole tiles of 16 rows, not 0",
+    ),
+    (
+        [Instruction(Op.WEIGHT, WEIGHT | {"format": WeightFormat.INT4, "rows": 80})],
+        "a run of 80 int4 rows takes 672 bytes, not 256",
+    ),
     ([Instruction(Op.VECTOR, VECTOR | {"n": 7, "add": Add.ROTATE})], "n must be even for ROTATE, not 7"),
     (
         [Instruction(Op.VECTOR, VECTOR | {"add": Add.ROTATE, "scale": Scale.CONST})],

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tilewright as tw
 from tilewright_hw.arch import AcceleratorConfig, InputError, Instruction, Op, assemble
 from tilewright_hw.arch.isa import Add, Dest, Func, Mul, Reduce, Scale, Source
 from tilewright_sim import golden
-from tilewright_sim.golden import bounds, formats
+from tilewright_sim.golden import bounds, formats, tables
 from tilewright_sim.golden.machine import Machine
 from tilewright_sim.golden.memory import Memory
 
@@ -23,9 +24,14 @@ def test_bounds_hold_and_are_those_of_the_document(capsys):
 
 
 def test_a_bound_that_does_not_hold_is_noticed(monkeypatch, capsys):
-    wrong = bounds.Bound("f", "all", "relative", 1e-5, 1, 2e-5, 1.0)
+    wrong = bounds.Bound("f", "all", "all", "relative", 1e-5, 1, 2e-5, 1.0)
     monkeypatch.setattr(bounds, "measure", lambda: [wrong])
     assert bounds.main() == 1
+
+
+def test_a_bound_below_what_is_derived_does_not_hold(monkeypatch):
+    monkeypatch.setattr(bounds, "rmsnorm_bound", lambda: 1.0)
+    assert [b.name for b in bounds.measure_rows() if not b.holds] == ["rmsnorm"]
 
 
 @pytest.mark.parametrize("k", [1, 16, 1024, 1025, 3000])
@@ -82,6 +88,44 @@ def test_rmsnorm():
     exact = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + 1e-5) * w
     assert np.abs(golden.rmsnorm(x, w, 1e-5) - exact).max() < 3e-4
     assert not golden.rmsnorm(x, w, 0.0)[1].any()
+
+
+def test_layernorm():
+    x = rows()
+    x[1] = 0
+    w, b = np.linspace(0.5, 2, x.shape[1]), np.linspace(-1, 1, x.shape[1])
+    centred = x - x.mean(axis=1, keepdims=True)
+    exact = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5) * w + b
+    assert np.abs(golden.layernorm(x, w, b, 1e-5) - exact).max() < 3e-4
+    assert (golden.layernorm(x, w, b, 0.0)[1] == formats.round_f24(b)).all()
+    with pytest.raises(InputError, match="a row must have at most 32767 elements, not 32768"):
+        golden.layernorm(np.zeros(32768), 1.0, 0.0, 1e-5)
+
+
+def test_layernorm_of_the_largest_rows():
+    """n * (sum of squares) - sum^2 needs 62 bits: half of the longest row at each end."""
+    x = np.full(32766, 65535 / 32768)
+    x[1::2] *= -1
+    assert np.abs(golden.layernorm(x, 1.0, 0.0, 0.0) - np.sign(x)).max() < 1e-4
+
+
+def test_argmax():
+    x = rows()
+    x[0], x[1, 7], x[1, 9] = -5, 50, 50
+    assert golden.argmax(x).tolist() == x.argmax(axis=1).tolist()
+    assert golden.argmax(x)[:2].tolist() == [0, 7]
+
+
+@pytest.mark.parametrize("name", ["tanh", "erf", "gelu", "gelu_tanh"])
+def test_named_tables_are_the_compilers(name):
+    """Made twice from docs/numerics.md, by different series."""
+    words, a, b = getattr(tables, f"{name}_segments")()
+    table = getattr(tw.tables, name)()
+    assert words.tolist() == table.words.tolist()
+    assert (a, b) == (table.input_shift, table.output_shift)
+    x = np.concatenate([rows().reshape(-1), [0.0, 1e30, -1e30]])
+    assert (golden.table(x, table) == getattr(golden, name)(x)).all()
+    assert golden.table(0.0, table) == 0
 
 
 def test_silu_and_rope():
@@ -162,6 +206,21 @@ def test_rmsnorm_as_a_program(config):
         param=w,
     )
     assert (y == golden.rmsnorm(x, w, 1e-5)).all()
+
+
+@configs
+def test_layernorm_as_a_program(config):
+    x, w = rows(), formats.round_f24(np.linspace(0.5, 2, 50))
+    mean = {"const1": constant(1 / 50), "const2": int(formats.store_bf16(formats.bf16(1e-5)))}
+    passes = [
+        {"reduce": Reduce.ABSMAX},
+        {"reduce": Reduce.VAR, **mean},
+        {"scale": Scale.STAT_A, "add": Add.STAT_B},
+    ]
+    y = run_rows(config, x, *passes, {"param": 1}, param=w)
+    assert (y == golden.layernorm(x, w, 0.0, 1e-5)).all()
+    y = run_rows(config, x, *passes, {"add": Add.PARAM}, param=w)
+    assert (y == golden.layernorm(x, 1.0, w, 1e-5)).all()
 
 
 @configs

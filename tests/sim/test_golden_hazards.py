@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tilewright_hw.arch import REGISTERS, AcceleratorConfig, Instruction, Op, Unit, assemble
-from tilewright_hw.arch.isa import Dest, LoadDest, Reduce, Scale, Source
+from tilewright_hw.arch.isa import Add, Dest, Func, LoadDest, Mul, Reduce, Scale, Source
 from tilewright_sim.golden import GoldenDevice, HazardError
 
 CONFIG = AcceleratorConfig()
@@ -238,6 +238,54 @@ def test_undefined_words():
         run([load(LoadDest.ROW, size=96), vector({L: 1}, source=Source.ROW, n=32, m=6, limit=20, causal=1)])
     with pytest.raises(HazardError, match="register 4 has not been loaded"):
         run([Instruction(Op.LDREGS, {"count": 4}), Instruction(Op.VECTOR, {"n": 1}, patches=(("n", 4),))])
+
+
+def test_the_table_is_a_space_of_its_own():
+    use = {"source": Source.ROW, "func": Func.TABLE}
+    program = [load(LoadDest.ROW), load(LoadDest.TABLE, 0x1000, size=2048), vector({L: 1}, **use)]
+    run(program)
+    with pytest.raises(HazardError, match="reads the table buffer where it is written by instruction 1"):
+        run([*program[:2], vector({L: 2}, **use)])
+    with pytest.raises(HazardError, match="writes the table buffer where it is read by instruction 2"):
+        run([*program, load(LoadDest.TABLE, 0x1000, size=2048)])
+    run([*program, load(LoadDest.TABLE, 0x1000, size=2048, vector=1)])
+    with pytest.raises(HazardError, match="reads word 0 of the table buffer, which was not written"):
+        run([load(LoadDest.ROW), vector({L: 1}, **use)])
+
+
+def test_pairs_are_two_words():
+    """ACT16 writes both words of a pair, MATMUL reads both and writes two rows, and `wide` reads these."""
+    act = {"source": Source.ROW, "dest": Dest.ACT16}
+    wide = {"source": Source.ACC, "wide": 1, "dest": Dest.ROW}
+    program = [load(LoadDest.ROW), weight(), vector({L: 1}, **act), matmul({V: 1}, pair=1), vector({M: 1}, **wide)]
+    run(program)
+    with pytest.raises(HazardError, match="reads the act buffer"):
+        run([*program[:3], matmul(pair=1)])
+    with pytest.raises(HazardError, match="reads the acc0 buffer"):
+        run([*program[:4], vector(**wide)])
+    with pytest.raises(HazardError, match="reads word 1 of the act buffer, which was not written"):
+        run([*program[:2], vector({L: 1}, source=Source.ROW, dest=Dest.ACT), *program[3:]])
+    with pytest.raises(HazardError, match="reads word 1 of the acc0 buffer, which was not written"):
+        run([*program[:3], matmul({V: 1}), vector({M: 1}, **wide)])
+
+
+def test_merge_reads_the_entry():
+    part = {"source": Source.ROW, "reduce": Reduce.ARGMAX}
+    run([load(LoadDest.ROW), vector({L: 1}, **part), vector(merge=1, **part)])
+    with pytest.raises(HazardError, match="reads word 0 of the stat buffer, which was not written"):
+        run([load(LoadDest.ROW), vector({L: 1}, merge=1, **part)])
+
+
+@pytest.mark.parametrize("add", [Add.STAT_B, Add.NEG_STAT_A])
+def test_the_adder_reads_the_entry(add):
+    with pytest.raises(HazardError, match="reads word 0 of the stat buffer, which was not written"):
+        run([load(LoadDest.ROW), vector({L: 1}, source=Source.ROW, add=add)])
+
+
+@pytest.mark.parametrize("stage", [{"param": 1}, {"add": Add.PARAM}, {"mul": Mul.PARAM}])
+def test_each_use_of_the_parameter_reads_it(stage):
+    with pytest.raises(HazardError, match="reads word 0 of the param buffer, which was not written"):
+        run([load(LoadDest.ROW), vector({L: 1}, source=Source.ROW, **stage)])
 
 
 def test_message():

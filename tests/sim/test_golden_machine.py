@@ -1,12 +1,13 @@
 """Random instructions on the golden machine, against an interpreter that goes element by element."""
 
 import copy
+import math
 import random
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from golden_reference import Reference
+from golden_reference import Reference, bits24
 
 from tilewright_hw.arch import PRESETS, AcceleratorConfig, Instruction, Op, assemble
 from tilewright_hw.arch.isa import (
@@ -20,10 +21,12 @@ from tilewright_hw.arch.isa import (
     Reduce,
     Scale,
     Source,
+    WeightFormat,
 )
 from tilewright_sim.golden import formats
 from tilewright_sim.golden.machine import Machine
 from tilewright_sim.golden.memory import Memory
+from tilewright_sim.golden.state import field_bits
 
 CONFIGS = [
     AcceleratorConfig(),
@@ -31,7 +34,7 @@ CONFIGS = [
     AcceleratorConfig(rows=6, cols=10, lanes=2, bus_bits=32, ingest=1),
 ]
 MEMORY = 1 << 15
-PROGRAM = MEMORY - 64 * 8
+PROGRAM = MEMORY - 64 * 64
 DATA = MEMORY // 2
 """Instructions read below, and write from here on."""
 SMALL = {"acc_rows": 64, "act_words": 256, "row_words": 256, "param_words": 64, "stat_entries": 64}
@@ -96,7 +99,10 @@ class Bench:
         assert buffers.act.tolist() == reference.act
         assert buffers.acc0.tolist() == reference.acc[0]
         assert buffers.acc1.tolist() == reference.acc[1]
-        for name in ("row", "param", "stat"):
+        assert buffers.table.reshape(-1).tolist() == reference.table
+        assert buffers.stat[:, 0].tolist() == [a for a, _ in reference.stat]
+        assert field_bits(buffers.stat[:, 1]).tolist() == [bits24(b) for _, b in reference.stat]
+        for name in ("row", "param"):
             got = getattr(buffers, name).tolist()
             for i, (a, b) in enumerate(zip(got, getattr(reference, name), strict=True)):
                 assert list(a) == list(b), f"{name} {i}"
@@ -106,8 +112,11 @@ class Bench:
 def load_fields(bench, dest):
     rng, config = bench.random, bench.config
     bus = config.bus_bytes
-    unit, words = bus, 4
-    if dest in (None, LoadDest.STREAM):
+    unit = bus
+    transpose = rng.randint(0, 1) if dest == LoadDest.STREAM else 0
+    if transpose:
+        unit = math.lcm(bus, config.transposed_tile_bytes)
+    elif dest in (None, LoadDest.STREAM):
         unit = max(bus, config.tile_bytes)
     elif dest == LoadDest.ACT:
         unit = max(bus, config.row_slot)
@@ -118,7 +127,7 @@ def load_fields(bench, dest):
     f = {"offset": offset, "bytes": size, "count": count, "stride": stride}
     if dest is None:
         return f
-    f |= {"dest": dest, "format": rng.choice(list(LoadFormat))}
+    f |= {"dest": dest, "format": rng.choice(list(LoadFormat)), "transpose": transpose}
     elements = size // (2 if f["format"] else 4)
     words = -(-elements // config.lanes) if dest != LoadDest.ACT else size // config.row_slot
     f |= {"dst": rng.randint(0, 4), "dst_stride": rng.choice([words, words + 1, max(words - 1, 0)])}
@@ -134,12 +143,55 @@ def test_load(config, seed, dest):
         bench.run((Op.LOAD, load_fields(bench, dest)))
 
 
+def table_fields(bench):
+    """Return a LOAD of a table of small numbers, which lie in one piece, or every other half."""
+    rng = bench.random
+    count = rng.choice([1, 2, 4])
+    f = {"bytes": 2048 // count, "count": count, "stride": rng.choice([1, 2]) * 2048 // count, "dest": LoadDest.TABLE}
+    f["offset"] = bench.config.bus_bytes * rng.randint(0, 64)
+    shift = rng.randint(-20, 20)
+    return f | {"dst": rng.randint(0, 31) | (shift & 255) << 8}
+
+
+@configs
+def test_load_table(config):
+    bench = Bench(config, 7)
+    for i in range(6):
+        x = {"n": 19, "m": 2, "h": 1, "limit": 65535, "source": Source.ROW, "src": 9 * i, "src_m": 20, "dst": 110}
+        vector = x | {"dst_m": 20, "dest": Dest.ROW, "func": Func.TABLE, "mul": [Mul.NONE, Mul.SELF][i % 2]}
+        bench.run((Op.LOAD, table_fields(bench)), (Op.VECTOR, vector))
+
+
+def int4_fields(bench):
+    """Return a WEIGHT of int4 weights: runs that end within a group, a chunk or a bus word, or with it."""
+    rng, config = bench.random, bench.config
+    k = rng.randint(1, 1 + 40 * config.nibble_rows // config.rows)
+    rows, s, slot = k * config.rows, config.nibble_rows, config.nibble_slot
+    size = -(-rows // (32 * s)) * s * slot + rows * slot
+    size = -(-size // config.bus_bytes) * config.bus_bytes
+    count = rng.randint(1, 3)
+    stride = size + config.bus_bytes * rng.randint(0, 3)
+    f = {"format": WeightFormat.INT4, "rows": rows, "bytes": size, "count": count, "stride": stride}
+    return f | {"offset": config.bus_bytes * rng.randint(0, 100)}
+
+
+def tiles_of(f, config):
+    """Return how many tiles a load pushes."""
+    if f.get("format") and "dest" not in f:
+        return f["count"] * f["rows"] // config.rows
+    size = config.transposed_tile_bytes if f.get("transpose") else config.tile_bytes
+    return f["count"] * (f["bytes"] // size)
+
+
 def matmul_program(bench, stream):
     """Return loads that fill a FIFO and the MATMULs that empty it."""
     rng, config = bench.random, bench.config
     dest = LoadDest.STREAM if stream else None
-    loads = [load_fields(bench, dest) for _ in range(rng.randint(1, 2))]
-    tiles = sum(f["bytes"] * f["count"] for f in loads) // config.tile_bytes
+    loads = [
+        load_fields(bench, dest) if stream or rng.randint(0, 1) else int4_fields(bench)
+        for _ in range(rng.randint(1, 2))
+    ]
+    tiles = sum(tiles_of(f, config) for f in loads)
     program = [(Op.LOAD if stream else Op.WEIGHT, f) for f in loads]
     while tiles:
         k = rng.randint(1, min(3, tiles))
@@ -149,7 +201,7 @@ def matmul_program(bench, stream):
         f = {"k": k, "n": n, "groups": groups, "stream": stream, "bank": rng.randint(0, 1)}
         f |= {"accumulate": rng.randint(0, 1), "acc": rng.randint(0, 9)}
         f |= {"rows_outer": rng.randint(1, 2), "rows_inner": rng.randint(1, 2)}
-        f |= {"act": rng.randint(0, 9)}
+        f |= {"act": rng.randint(0, 9), "pair": rng.randint(0, 1)}
         f |= {name: rng.randint(0, 9) for name in ("act_group", "act_outer", "act_inner")}
         program.append((Op.MATMUL, f))
     return program
@@ -203,26 +255,39 @@ def vector_fields(bench):
     f |= {"causal": rng.randint(0, 1), "bank": rng.randint(0, 1)}
     f["source"] = source = rng.choice(list(Source))
     f["dest"] = rng.choice(list(Dest))
-    if f["dest"] == Dest.STORE_RAW:
+    if f["dest"] == Dest.STORE_RAW and source == Source.ROW:
         f["source"] = source = Source.ACC
     if source == Source.STAT:
         f["n"] = n = 1
     if f["dest"] != Dest.STORE_RAW:
-        f["scale"], f["param"] = rng.choice(list(Scale)), rng.randint(0, 1)
-        f["add"] = rng.choice([a for a in Add if a != Add.ROTATE or n % 2 == 0])
-        f["func"] = rng.choice([Func.NONE, Func.EXP2, Func.SIGMOID])
-        f["mul"] = rng.choice(list(Mul))
-        f["reduce"] = rng.choice(list(Reduce))
-    if f.get("add") == Add.ROTATE:
-        f["scale"] = f["param"] = 0
-    if source == Source.ROW:
-        f["add"] = f["add"] if f["add"] != Add.ROW else Add.NONE
-    if source == Source.ROW or f.get("add") == Add.ROW:
-        f["mul"] = f.get("mul", 0) if f.get("mul") != Mul.ROW else Mul.SELF
+        f |= operations(bench, n, source)
     f |= {"reduce_outer": rng.randint(0, 1), "scale16": rng.randint(0, 1)}
+    if f.get("reduce") == Reduce.VAR:
+        f |= {"limit": 65535, "reduce_outer": 0}
     f |= addresses(bench, f)
     f["const1"] = rng.choice([0x3C010200, 0x3F800000, 0xBE123400, 0x3D4CCCFF])
     f["const2"] = rng.choice([0, 0x3727, 0x3F80])
+    return f
+
+
+def operations(bench, n, source):
+    """Return random stages of a VECTOR that go together."""
+    rng = bench.random
+    f = {"scale": rng.choice(list(Scale)), "param": rng.randint(0, 1)}
+    f["add"] = rng.choice([a for a in Add if a != Add.ROTATE or n % 2 == 0])
+    f["func"], f["mul"], f["reduce"] = rng.choice(list(Func)), rng.choice(list(Mul)), rng.choice(list(Reduce))
+    f["wide"] = rng.randint(0, 1) if source == Source.ACC else 0
+    f["merge"] = rng.randint(0, 1) if f["reduce"] in (Reduce.MAX, Reduce.ARGMAX) else 0
+    if f["add"] == Add.ROTATE:
+        f["scale"] = f["param"] = 0
+    if f["param"] and f["add"] == Add.PARAM:
+        f[rng.choice(["param", "add"])] = 0
+    if source == Source.ROW and f["add"] == Add.ROW:
+        f["add"] = Add.NONE
+    if f["mul"] == Mul.PARAM and (f["param"] or f["add"] in (Add.PARAM, Add.ROTATE)):
+        f["mul"] = Mul.SELF
+    if f["mul"] == Mul.ROW and (source == Source.ROW or f["add"] == Add.ROW):
+        f["mul"] = Mul.SELF
     return f
 
 
@@ -259,15 +324,17 @@ def store_fields(bench, f):
 
 
 def keep_below_exponent(bench, f):
-    """Make field a of the entries that SUMSQ and SUM align to large enough, as a program does."""
+    """Make field a of the entries that SUMSQ, SUM and VAR align to large enough, as a program does."""
     if f["source"] == Source.ACC and f["mul"] == Mul.SELF:
         f["mul"] = Mul.NONE
+    if f["func"] == Func.TABLE:
+        f["func"] = Func.NONE
     if f["scale"] == Scale.STAT_A:
         f["scale"] = Scale.STAT_B
     if f["add"] == Add.NEG_STAT_A:
         f["add"] = Add.NONE
-    bench.machine.buffers.stat[:32, 0] = 2.0 ** bench.random.randint(40, 60)
-    bench.reference.stat = [(Fraction(a), Fraction(b)) for a, b in bench.machine.buffers.stat]
+    bench.machine.buffers.stat[:32, 0] = largest = 2.0 ** bench.random.randint(40, 60)
+    bench.reference.stat[:32] = [(Fraction(largest), b) for _, b in bench.reference.stat[:32]]
 
 
 @configs
@@ -276,7 +343,7 @@ def test_vector_and_store(config, seed):
     bench = Bench(config, seed)
     for _ in range(6):
         f = vector_fields(bench)
-        if f.get("reduce") in (Reduce.SUMSQ, Reduce.SUM):
+        if f.get("reduce") in (Reduce.SUMSQ, Reduce.SUM, Reduce.VAR):
             keep_below_exponent(bench, f)
         program = [(Op.VECTOR, f)]
         if f["dest"] >= Dest.STORE_INT8:
@@ -286,17 +353,35 @@ def test_vector_and_store(config, seed):
 
 @configs
 def test_sums_use_all_their_bits(config):
-    """SUMSQ and SUM of rows whose elements have the row's own largest exponent."""
+    """SUMSQ, SUM and VAR of rows whose elements have the row's own largest exponent."""
     bench = Bench(config, 5)
     n = 3 * config.cols + 1
     f = {"n": n, "m": 2, "h": 2, "limit": 65535, "source": Source.ROW, "stat": 40, "red": 40}
     words = -(-n // config.lanes)
     f |= {"src_h": words, "src_m": 2 * words, "stat_m": 2, "stat_h": 1, "red_m": 2, "red_h": 1}
     f |= {"const1": 0x3C010200, "const2": 0x3727}
-    for kind in (Reduce.SUMSQ, Reduce.SUM):
-        for outer in (0, 1):
+    for kind in (Reduce.SUMSQ, Reduce.SUM, Reduce.VAR):
+        for outer in (0, 1) if kind != Reduce.VAR else (0,):
             measure = f | {"reduce": Reduce.ABSMAX, "reduce_outer": outer}
             bench.run((Op.VECTOR, measure), (Op.VECTOR, measure | {"reduce": kind}))
+
+
+@configs
+@pytest.mark.parametrize("kind", [Reduce.MAX, Reduce.ARGMAX])
+def test_a_row_reduced_in_parts(config, kind):
+    """Ties, parts without valid elements, and indices that begin anywhere; then the entries as they are."""
+    bench = Bench(config, 8)
+    n, words = 2 * config.lanes, 2
+    bench.machine.buffers.row[:] = np.round(bench.machine.buffers.row)  # so that values meet again
+    bench.copy_buffers()
+    f = {"n": n, "m": 3, "h": 2, "source": Source.ROW, "src_m": 7, "src_h": words, "reduce": kind}
+    f |= {"red": 40, "red_m": 2, "red_h": 1, "stat": 40, "stat_m": 2, "stat_h": 1}
+    raw = {"n": 1, "m": 6, "h": 1, "source": Source.STAT, "dest": Dest.STORE_RAW, "stat": 40, "stat_m": 1}
+    store = {"n": 1, "m": 6, "h": 1, "run": 1, "element": 2, "stride_m": 4, "offset": DATA}
+    for first, limit in ((0, n), (n, n), (2 * n, 0), (2**24 - 3, 5)):
+        part = f | {"const1": first << 8, "merge": int(first > 0), "limit": limit, "src": first // n % 64}
+        bench.run((Op.VECTOR, part), (Op.VECTOR, raw), (Op.STORE, store))
+    bench.run((Op.VECTOR, f | {"limit": 0, "const1": 0x12345600}), (Op.VECTOR, raw), (Op.STORE, store))
 
 
 def test_vector_in_place():
@@ -306,7 +391,7 @@ def test_vector_in_place():
     bench.run((Op.VECTOR, f))
 
 
-def test_weights_are_remembered_until_they_change():
+def test_weights_that_are_overwritten_while_they_wait():
     bench = Bench(CONFIGS[0], 1)
     config = bench.config
     weight = (Op.WEIGHT, {"offset": 0, "bytes": 4 * config.tile_bytes, "count": 1})

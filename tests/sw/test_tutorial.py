@@ -1,4 +1,4 @@
-"""The sessions of README.md and docs/tutorial.md run as they are printed, and their commands exist."""
+"""The sessions of README.md and of the tutorials run as they are printed, and their commands exist."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from tilewright.cli import parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "docs/tutorial.md"]
+OWN = "docs/tutorials/own_activation.md"
 
 
 def read(page):
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("page", "examples"), [("README.md", 8), ("docs/tutorial.md", 40)])
+@pytest.mark.parametrize(("page", "examples"), [("README.md", 8), ("docs/tutorial.md", 40), (OWN, 24)])
 def test_sessions_run(page, examples):
     # A fence would be taken for expected output.
     text = re.sub(r"^```.*$", "", read(page), flags=re.MULTILINE)
@@ -47,6 +48,6 @@ def test_other_snippets_are_python():
         ast.parse(block)
 
 
-@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/architecture.md"])
+@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/architecture.md", OWN])
 def test_lines_are_short_enough_to_read(page):
     assert [line for line in read(page).splitlines() if len(line) > 120 and not line.startswith("|")] == []

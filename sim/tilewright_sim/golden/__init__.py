@@ -6,7 +6,12 @@ from typing import Any
 from tilewright_sim.golden import formats, tables
 from tilewright_sim.golden.device import GoldenDevice
 from tilewright_sim.golden.functions import (
+    argmax,
     dequantise,
+    erf,
+    gelu,
+    gelu_tanh,
+    layernorm,
     quantise_rows,
     rmsnorm,
     rope,
@@ -14,6 +19,8 @@ from tilewright_sim.golden.functions import (
     silu,
     softmax,
     systolic_array,
+    table,
+    tanh,
 )
 from tilewright_sim.golden.hazards import HazardError
 from tilewright_sim.golden.machine import Machine
@@ -26,9 +33,14 @@ __all__ = [
     "BLOCKS",
     "GoldenDevice",
     "HazardError",
+    "argmax",
     "dequantise",
+    "erf",
     "exp2",
     "formats",
+    "gelu",
+    "gelu_tanh",
+    "layernorm",
     "quantise_rows",
     "recip",
     "rmsnorm",
@@ -38,7 +50,9 @@ __all__ = [
     "silu",
     "softmax",
     "systolic_array",
+    "table",
     "tables",
+    "tanh",
 ]
 
 BLOCKS: dict[str, Callable[..., Any]] = {

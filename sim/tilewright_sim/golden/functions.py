@@ -6,7 +6,7 @@ that is F24 already; InputError if it is not finite. Rows are the last axis.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,11 +16,14 @@ from tilewright_sim.golden import formats, tables
 from tilewright_sim.golden.formats import Floats, add, mul, round_f24
 from tilewright_sim.golden.matrix import integer_product
 from tilewright_sim.golden.reductions import (
+    MAX_VAR,
     absmax_reduction,
+    argmax_reduction,
     expsum_reduction,
     max_reduction,
     qscale_reduction,
     sumsq_reduction,
+    var_reduction,
 )
 
 LOG2_E = 1.4426950408889634
@@ -88,6 +91,58 @@ def silu(x: ArrayLike) -> Floats:
     """Return mul(sigmoid(x), x)."""
     x = _f24(x)
     return mul(tables.sigmoid(x), x)
+
+
+class LoadedTable(Protocol):
+    """A function for `table`: what `tilewright.tables` makes."""
+
+    words: NDArray[np.uint32]
+    input_shift: int
+    output_shift: int
+    times_x: bool
+
+
+def table(x: ArrayLike, table: LoadedTable) -> Floats:
+    """Return the function of a loaded table, and where it says so, times x."""
+    x = _f24(x)
+    y = tables.table(x, table.words, table.input_shift, table.output_shift)
+    return mul(y, x) if table.times_x else y
+
+
+def tanh(x: ArrayLike) -> Floats:
+    """Return tanh(x), from its table."""
+    return tables.table(_f24(x), *tables.tanh_segments())
+
+
+def erf(x: ArrayLike) -> Floats:
+    """Return erf(x), from its table."""
+    return tables.table(_f24(x), *tables.erf_segments())
+
+
+def gelu(x: ArrayLike) -> Floats:
+    """Return mul(Phi(x), x), Phi from its table."""
+    x = _f24(x)
+    return mul(tables.table(x, *tables.gelu_segments()), x)
+
+
+def gelu_tanh(x: ArrayLike) -> Floats:
+    """Return mul((1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) / 2, x), the first factor from its table."""
+    x = _f24(x)
+    return mul(tables.table(x, *tables.gelu_tanh_segments()), x)
+
+
+def layernorm(x: ArrayLike, w: ArrayLike, b: ArrayLike, eps: float) -> Floats:
+    """Return add(mul(add(mul(x, r), -mean * r), w), b) with r = 1 / sqrt(variance + bf16(eps)) of each row."""
+    x = _f24(x)
+    if x.shape[-1] > MAX_VAR:
+        raise InputError(f"a row must have at most {MAX_VAR} elements, not {x.shape[-1]}")
+    r, shift = var_reduction(x, absmax_reduction(x), _f24(1 / x.shape[-1]), formats.bf16(eps))
+    return add(mul(add(mul(x, r), shift), _f24(w)), _f24(b))
+
+
+def argmax(x: ArrayLike) -> NDArray[np.int64]:
+    """Return the index of the first largest element of each row."""
+    return argmax_reduction(_f24(x), 0)[1][..., 0].astype(np.int64)
 
 
 def rope(x: ArrayLike, cos: ArrayLike, sin: ArrayLike) -> Floats:

@@ -16,6 +16,8 @@ from tilewright_sim.golden.formats import Floats, add, mul
 Axis = tuple[int, ...]
 Mask = NDArray[np.bool_] | None
 _LAST: Axis = (-1,)
+MAX_VAR = 32767
+"""The longest row of which n * (sum of squares) - sum^2 fits 63 bits."""
 
 
 def max_reduction(x: Floats, valid: Mask = None, axis: Axis = _LAST, before: Floats | None = None) -> Floats:

@@ -7,6 +7,7 @@ to a fraction is worked out once, in integers, for every fraction there is; a ca
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from decimal import ROUND_FLOOR, Context, Decimal, localcontext
 from fractions import Fraction
 from math import isqrt
@@ -61,6 +62,72 @@ def sigmoid_table() -> Ints:
     """Return T[j] = round(2^16 * sigmoid((j - 256)/16)), j = 0..512."""
     with localcontext(Context(prec=_DIGITS)):
         return np.array([_half_up_decimal(2**16 / (1 + (Decimal(256 - j) / 16).exp())) for j in range(513)])
+
+
+Segments = tuple[NDArray[np.uint32], int, int]
+"""The words of a loaded table, and its shifts a and b."""
+
+
+def _segments(shifts: tuple[int, int], f: Callable[[Decimal], Decimal]) -> Segments:
+    """Return the table of f between the points (j - 256) * 2^(15-a), j = 0..512, rounded to units of 2^-b."""
+    a, b = shifts
+    with localcontext(Context(prec=_DIGITS)):
+        points = [Decimal(j - 256) * Decimal(2) ** (15 - a) for j in range(513)]
+        t = np.array([_half_up_decimal(f(x) * 2**b) for x in points])
+    words = (t[:-1] & 0xFFFFF) << 12 | (np.diff(t) & 0xFFF)
+    return words.astype(np.uint32), a, b
+
+
+def _decimal_tanh(x: Decimal) -> Decimal:
+    return 1 - 2 / ((2 * x).exp() + 1)
+
+
+def _decimal_pi() -> Decimal:
+    """Return pi = 16 arctan(1/5) - 4 arctan(1/239)."""
+
+    def arctan_of_inverse(n: int) -> Decimal:
+        return sum(((-1) ** k * Decimal(n) ** (-2 * k - 1) / (2 * k + 1) for k in range(_DIGITS)), Decimal(0))
+
+    return 16 * arctan_of_inverse(5) - 4 * arctan_of_inverse(239)
+
+
+def _decimal_erf(x: Decimal) -> Decimal:
+    """Return 2/sqrt(pi) * sum of (-1)^k x^(2k+1) / (k! (2k+1)), with digits to spare for what cancels."""
+    with localcontext(Context(prec=2 * _DIGITS)):
+        power, total, k = x, x, 0
+        while abs(power) > Decimal(10) ** -_DIGITS:
+            k += 1
+            power *= -x * x / k
+            total += power / (2 * k + 1)
+        return 2 * total / _decimal_pi().sqrt()
+
+
+@functools.cache
+def tanh_segments() -> Segments:
+    """Return the table of tanh."""
+    return _segments((20, 16), _decimal_tanh)
+
+
+@functools.cache
+def erf_segments() -> Segments:
+    """Return the table of erf."""
+    return _segments((21, 16), _decimal_erf)
+
+
+@functools.cache
+def gelu_segments() -> Segments:
+    """Return the table of Phi(x) = (1 + erf(x / sqrt(2))) / 2."""
+    return _segments((20, 17), lambda x: (1 + _decimal_erf(x / Decimal(2).sqrt())) / 2)
+
+
+@functools.cache
+def gelu_tanh_segments() -> Segments:
+    """Return the table of (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) / 2."""
+
+    def ratio(x: Decimal) -> Decimal:
+        return (1 + _decimal_tanh((2 / _decimal_pi()).sqrt() * (x + Decimal("0.044715") * x**3))) / 2
+
+    return _segments((20, 17), ratio)
 
 
 def _falling(table: Ints, bits: int) -> Ints:

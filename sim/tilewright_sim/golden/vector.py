@@ -12,6 +12,7 @@ from tilewright_sim.golden import formats, tables
 from tilewright_sim.golden.formats import Floats, add, mul
 from tilewright_sim.golden.functions import rotate
 from tilewright_sim.golden.reductions import (
+    MAX_VAR,
     Mask,
     absmax_reduction,
     argmax_reduction,
@@ -37,8 +38,6 @@ _ALIGNED = (Reduce.SUMSQ, Reduce.SUM, Reduce.VAR)
 """Reductions of integers aligned to field a of the source entry."""
 _MERGED = (Reduce.MAX, Reduce.ARGMAX)
 """Reductions that may begin with the source entry."""
-VAR_N = 32767
-"""The longest row of VAR."""
 
 
 class VectorStep:
@@ -100,8 +99,8 @@ class VectorStep:
         if self.reduce is Reduce.VAR:
             if self.outer:
                 raise Fault("VAR cannot reduce_outer")
-            if self.n > VAR_N:
-                raise Fault(f"n must be at most {VAR_N} for VAR, not {self.n}")
+            if self.n > MAX_VAR:
+                raise Fault(f"n must be at most {MAX_VAR} for VAR, not {self.n}")
             if self.limits[0] < self.n:
                 raise Fault(f"every element must be valid for VAR: limit is {self.limits[0]}, n {self.n}")
 
