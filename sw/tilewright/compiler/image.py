@@ -59,7 +59,7 @@ class ModelImage:
     """
 
     def __init__(self, spec: ModelSpec, config: AcceleratorConfig, formats: Formats = DEFAULT) -> None:
-        check(spec)
+        check(spec, config)
         self.spec, self.config, self.formats = spec, config, formats
         self.map = MemoryMap()
         self.head = padded_head(spec, config, formats)
@@ -245,12 +245,17 @@ def matrix_shapes(spec: ModelSpec, head: int) -> list[tuple[str, int, int, bool]
     return shapes + ([("classifier", spec.vocab, spec.dim, False)] if spec.classifier else [])
 
 
-def check(spec: ModelSpec) -> None:
+def check(spec: ModelSpec, config: AcceleratorConfig) -> None:
     """Refuse, by name, what programs cannot do; InputError."""
     if spec.gated and spec.ffn_bias:
         raise InputError("a gated feed-forward network with biases (ffn_bias) is not supported")
     if spec.norm == "layer" and spec.dim > 32767:
         raise InputError(f"LayerNorm takes rows of at most 32767, not {spec.dim}")
+    if config.transposed_tile_bytes % config.bus_bytes:
+        raise InputError(
+            f"cached keys lie in tiles of {config.transposed_tile_bytes} bytes, which must be a multiple of the bus "
+            f"word ({config.bus_bytes} bytes): choose more columns or a narrower bus"
+        )
 
 
 def score_factor(spec: ModelSpec) -> np.float32:
