@@ -48,7 +48,10 @@ FORMATS = {
     "W4A8": Formats(weights="int4"),
     "W4A16": Formats(weights="int4", activations=16, overrides={"*.w_down": "int8"}),
 }
-TOKENS = 19
+TOKENS = 13
+CASES = [(family, formats) for family in FAMILIES for formats in ("W8A8", "W4A16")]
+CASES += [(family, formats) for family in ("llama 3", "bert") for formats in ("W8A16", "W4A8")]
+OTHERS = [name for name in CONFIGS if name != "default"]
 
 
 def checkpoint(family: str, seed: int = 1) -> Checkpoint:
@@ -104,18 +107,17 @@ def cosine(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     return float(np.min(np.sum(a * b, axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("formats", FORMATS)
+@pytest.mark.parametrize(("family", "formats"), CASES)
 def test_same_bits_everywhere_and_near_floating_point(family: str, formats: str) -> None:
     ckpt, seed = checkpoint(family), 11
     found = run(ckpt, CONFIGS["default"], FORMATS[formats])
     tokens = np.random.default_rng(5).integers(0, ckpt.spec.vocab, TOKENS).tolist()
     model = Reference(as_stored(ckpt, FORMATS[formats]))
     expected = model.logits(tokens) if ckpt.spec.classifier else model.hidden(tokens)
-    print(formats, family, cosine(found, expected))
     assert cosine(found, expected) > (0.9999 if FORMATS[formats].activations == 16 else 0.99)
     rng = np.random.default_rng(seed)
-    for name in ("tiny", "6x10x2", "wide bus", "16 lanes"):
+    turn = CASES.index((family, formats))  # each configuration meets every second case
+    for name in (OTHERS[turn % len(OTHERS)], OTHERS[(turn + 1) % len(OTHERS)]):
         block, chunk, kv = (int(v) for v in rng.integers(1, (8, 6, 4)))
         tiling = Tiling(block_rows=block, chunk_tiles=chunk, kv_heads=kv)
         got = run(ckpt, CONFIGS[name], FORMATS[formats], tiling)

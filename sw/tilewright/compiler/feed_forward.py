@@ -26,7 +26,7 @@ class FeedForwardBlock(NormBlock):
         if table is not None and region is not None:
             self.e.emit(
                 Op.LOAD, [region], [TABLE], f"table for {self.spec.activation}", bytes=region.size, count=1,
-                dest=LoadDest.TABLE, dst=table.shifts, **address(region.start),
+                dest=LoadDest.TABLE, dst=table.dst, **address(region.start),
             )  # fmt: skip
 
     def feed_forward(self, layer: int) -> Iterator[None]:
