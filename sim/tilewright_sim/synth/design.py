@@ -31,7 +31,7 @@ def plain_name(path: str) -> str:
 
 def block_names(rtlil: str) -> dict[str, str]:
     """Return the module of each block: the path of its instance in the accelerator, such as `matrix.array`."""
-    names = {}
+    names: dict[str, str] = {}
     for module in _MODULE.findall(rtlil):
         if module.startswith(f"{TOP}."):
             names.setdefault(plain_name(module.removeprefix(f"{TOP}.")), module)
