@@ -120,10 +120,11 @@ class RoutingWatch:
     Raises
     ------
     SynthesisError
-        The wires taken twice have not become fewer than ever before for `PATIENCE` rounds.
+        The wires taken twice have not become fewer than ever before for `PATIENCE` rounds (the last one may need some
+        twenty), or they are far more again.
     """
 
-    PATIENCE = 15
+    PATIENCE = 60
 
     def __init__(self) -> None:
         self._least: int | None = None
@@ -142,7 +143,7 @@ class RoutingWatch:
             self._least, self._rounds = overused, 0
             return
         self._rounds += 1
-        if self._rounds >= self.PATIENCE:
+        if self._rounds >= self.PATIENCE or overused > 2 * self._least + 100:
             raise SynthesisError(
                 f"routing does not converge: at best {self._least:,} wires were taken twice{self._estimate} "
                 "(another --seed may do better)"
