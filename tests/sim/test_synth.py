@@ -3,11 +3,11 @@
 import pytest
 
 from tilewright_hw.arch import AcceleratorConfig, InputError
-from tilewright_sim.synth import TARGETS, Resources, place, synthesize_blocks
+from tilewright_sim.synth import TARGETS, Resources, SynthesisError, place, synthesize_blocks
 from tilewright_sim.synth import yosys as tools
 from tilewright_sim.synth.cost import Synthesized, by_block, read_cells
 from tilewright_sim.synth.design import Design, find_block, prepare
-from tilewright_sim.synth.place import critical_path, signal_name
+from tilewright_sim.synth.place import RoutingWatch, critical_path, signal_name
 from tilewright_sim.synth.targets import resources
 from tilewright_sim.toolchain import ToolchainError
 
@@ -123,6 +123,16 @@ def test_the_critical_path_is_told_in_the_signals_of_the_source():
     first, second = critical_path(report, "clk")
     assert (first.signal, first.logic, first.routing, first.cells) == ("a.x", 0.5, 1.5, 1)
     assert (second.signal, second.logic, second.routing, second.cells) == ("b.y", 0.75, 1.0, 3)
+
+
+@pytest.mark.parametrize("last", [[301] * RoutingWatch.PATIENCE, [701]], ids=["stuck", "diverging"])
+def test_routing_that_does_not_converge_ends(last):
+    watch = RoutingWatch()
+    watch("Info: Max frequency for clock '$glbnet$clk': 53.82 MHz (FAIL at 75.00 MHz)")
+    for overused in [900, 400, 500, 300, *last[:-1]]:
+        watch(f"Info:     iter=3 wires=7 overused={overused} overuse=9 archfail=NA")
+    with pytest.raises(SynthesisError, match=r"at best 300 wires were taken twice; before routing, 53\.82 MHz were"):
+        watch(f"Info:     iter=9 wires=7 overused={last[-1]} overuse=9 archfail=NA")
 
 
 def test_a_design_that_does_not_fit_is_not_placed(tmp_path):

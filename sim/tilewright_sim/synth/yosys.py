@@ -56,6 +56,7 @@ def run_tool(
     *,
     steps: Mapping[str, str] | None = None,
     tell: Progress | None = None,
+    watch: Callable[[str], None] | None = None,
 ) -> tuple[int, str]:
     """Run a YoWASP tool in a folder, and return its exit code and what it printed.
 
@@ -71,6 +72,8 @@ def run_tool(
         Patterns of output lines, and what to `tell` when one is seen (groups as in ``Match.expand``).
     tell : callable, optional
         Told what is being done.
+    watch : callable, optional
+        Given every line of output; what it raises ends the tool.
     """
     need(package)
     program = f"import sys, {package}; sys.exit({package}.{_FUNCTIONS[package]}(sys.argv[1:]))"
@@ -90,6 +93,8 @@ def run_tool(
         try:
             for line in process.stdout:
                 lines.append(line)
+                if watch is not None:
+                    watch(line)
                 text = _meaning(line, _distribution(package), patterns)
                 if tell is not None and text not in ("", told):
                     tell(text)
