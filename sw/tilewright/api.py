@@ -18,7 +18,7 @@ from tilewright.devices import open_device
 from tilewright.formats import DEFAULT, Formats
 from tilewright.importers import load_checkpoint
 from tilewright.model import Checkpoint, Floats, ModelSpec
-from tilewright.roofline import Work, decode_operations, prefill_work, roofline
+from tilewright.roofline import Work, model_operations, roofline, total
 from tilewright.runtime import Engine
 from tilewright.sampling import Sampler, Sampling
 from tilewright.tokenizer import Tokenizer, load_tokenizer
@@ -188,9 +188,10 @@ class Model:
             before, seconds = dict(self.engine.counters.values), self.engine.device.seconds
             rows = [engine.step(tokens) for engine in self.engines]
             spent = {k: v - before[k] for k, v in self.engine.counters.values.items()}
+            texts = [(self.engine.positions[run.sequence] - 1, 1) for run in going]
             for run in going:
                 golden = rows[0][run.sequence] if self.golden is not None else None
-                run.account(spent, self.engine.device.seconds - seconds, 1, len(going), prompt=False)
+                run.account(spent, self.engine.device.seconds - seconds, texts, prompt=False)
                 run.take(rows[-1][run.sequence], golden)
             going = [run for run in going if not run.finish_reason]
 
@@ -301,7 +302,8 @@ class Run:
         before, seconds = dict(engine.counters.values), engine.device.seconds
         token = self._next(engine, tokens, self.sampler)
         spent = {k: v - before[k] for k, v in engine.counters.values.items()}
-        self.account(spent, engine.device.seconds - seconds, len(tokens), 1, prompt=prompt)
+        first = engine.positions[self.sequence] - len(tokens)
+        self.account(spent, engine.device.seconds - seconds, [(first, len(tokens))], prompt=prompt)
         if self.model.golden is not None:
             self.tokens_equal &= self._next(self.model.golden, tokens, self.golden_sampler) == token
         return token
@@ -312,20 +314,23 @@ class Run:
             return engine.choose(tokens, self.sequence)
         return sampler(engine.feed(tokens, sequence=self.sequence))
 
-    def account(self, spent: dict[str, int], seconds: float, tokens: int, sharing: int, *, prompt: bool) -> None:
-        """Add what a run of some tokens took, which `sharing` generations have shared."""
-        engine, spec, stats = self.model.engine, self.model.spec, self.stats
-        first = engine.positions[self.sequence] - tokens
+    def account(self, spent: dict[str, int], seconds: float, texts: Sequence[tuple[int, int]], *, prompt: bool) -> None:
+        """Add this generation's share of what a run took.
+
+        `texts` are (first position, tokens) of each generation that took part; all have an equal share.
+        """
+        model, stats, sharing = self.model, self.stats, len(texts)
         stats.seconds += seconds / sharing
         stats.cycles += spent["CYCLES"] // sharing
         for name, value in spent.items():
             stats.counters[name] = stats.counters.get(name, 0) + value // sharing
-        self._work += prefill_work(spec, first, tokens)
+        operations = model_operations(model.spec, texts, weights=model.formats.weights)
+        work = total(operations)
+        self._work += Work(work.macs // sharing, work.read // sharing, work.written // sharing)
         if not prompt:
             stats.decode_cycles += spent["CYCLES"] // sharing
             stats.decode_steps += 1
-            operations = decode_operations(spec, first, self.model.formats.weights)
-            self._decode_least += roofline(operations, engine.config)
+            self._decode_least += roofline(operations, model.engine.config) / sharing
 
     def _ends(self, token: int) -> bool:
         """Take the new token; return whether it ends the text."""

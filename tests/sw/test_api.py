@@ -102,6 +102,28 @@ def test_several_prompts(model: tw.Model) -> None:
     assert [g.stats.prompt_tokens for g in made] == [3, 4, 1]
 
 
+def test_more_prompts_than_are_continued_together(model: tw.Model, hf_folder: Path) -> None:
+    """Of all lengths, so that some end while others go on, and their places are taken by those that wait."""
+    prompts = [IDS[i : i + n] for i, n in enumerate((1, 40, 3, 45, 2, 30, 7))]
+    options = {"max_new_tokens": 9, "temperature": 0.8, "seed": 3}
+    with tw.load(hf_folder, batch=3, check=True) as few:
+        made = few.generate(prompts, **options)  # type: ignore[arg-type]
+        assert isinstance(made, list)
+        for prompt, generation in zip(prompts, made, strict=True):
+            alone = one(model.generate(prompt, **options))  # type: ignore[arg-type]
+            assert (generation.token_ids, generation.text) == (alone.token_ids, alone.text)
+            assert generation.finish_reason == alone.finish_reason == "length"
+            assert generation.stats.decode_steps == len(generation.token_ids) - 1
+            assert generation.check is not None
+            assert generation.check.exact
+
+
+@pytest.mark.parametrize("batch", [0, -1, 1.5, True])
+def test_a_bad_batch_is_refused(hf_folder: Path, batch: int) -> None:
+    with pytest.raises(tw.InputError, match="batch must be a positive integer"):
+        tw.load(hf_folder, batch=batch)
+
+
 def test_the_context_ends_a_text(model: tw.Model) -> None:
     made = one(model.generate(IDS, max_new_tokens=1000))
     assert made.finish_reason == "length"

@@ -91,6 +91,42 @@ def test_a_second_sequence_is_not_touched_by_the_first() -> None:
     np.testing.assert_array_equal(engine.feed([1, 2, 3, 4, 5]), first)
 
 
+@pytest.mark.parametrize("name", ["tiny", "default", "6x10x2", "16x4, ingest 4"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sequences_decoded_together_equal_each_alone(shape: str, name: str) -> None:
+    """At different positions, in changing company, some served in a second group, to the end of the context."""
+    seed = 11
+    rng = np.random.default_rng(seed)
+    ckpt = random_checkpoint(SHAPES[shape])
+    context, vocab = ckpt.spec.context, ckpt.spec.vocab
+    engine = Engine(ckpt, GoldenDevice(CONFIGS[name], check=True), sequences=10)
+    texts = [rng.integers(0, vocab, n).tolist() for n in (1, 5, 9, 2, 17, 3, 8, context - 3, 12, 4)]
+    for i, text in enumerate(texts):
+        engine.feed(text, sequence=i)
+    results: dict[int, list[NDArray[np.float32]]] = {i: [] for i in range(len(texts))}
+    for together in (range(10), (7, 1, 4), (4, 7)):
+        tokens = {i: int(rng.integers(0, vocab)) for i in together}
+        for i, row in engine.step(tokens).items():
+            texts[i].append(tokens[i])
+            results[i].append(row)
+    assert len(texts[7]) == context
+    with pytest.raises(InputError, match=f"{context} \\+ 1 tokens exceed"):
+        engine.step({1: 0, 7: 0})
+    alone = Engine(ckpt, GoldenDevice(CONFIGS[name], check=True))
+    for i, text in enumerate(texts):
+        alone.reset()
+        expected = alone.feed(text, logits="all")[-len(results[i]) :]
+        np.testing.assert_array_equal(results[i], expected, err_msg=f"sequence {i}, seed {seed}")
+
+
+def test_a_program_that_would_be_too_long_takes_fewer_rows() -> None:
+    spec = LlamaSpec(**SHAPES["grouped"] | {"layers": 60, "context": 200})
+    compiler = LlamaCompiler(ModelImage(spec, CONFIGS["tiny"]))
+    rows = compiler.prefill_rows(0, 200)
+    assert 1 < rows < 128
+    assert 1 << 19 < len(compiler.prefill(0, rows)) <= 1 << 20
+
+
 def test_dependencies_are_found() -> None:
     e = Emitter()
     a, b = Region("row", 0, 8), Region("row", 8, 8)

@@ -20,7 +20,7 @@ from tilewright.compiler.plan import Plan, Tiling, cut_rows, make_plan
 from tilewright.compiler.positions import Positions
 from tilewright.compiler.schedule import Lane, merge
 from tilewright.compiler.transformer import TransformerBlock
-from tilewright_hw.arch.isa import Dest, Element, LoadFormat, Op, assemble
+from tilewright_hw.arch.isa import Dest, Element, LoadFormat, Op
 
 _LINE = 64
 """LDREGS reads from a multiple of this."""
@@ -139,9 +139,7 @@ class EncoderCompiler:
                     block.load_table()
                 for _ in block.begin() if layer is None else block.layer(layer):
                     pass
-        emitter = merge(lanes, image.config)
-        emitter.control(Op.END)
-        return assemble(emitter.program)
+        return merge(lanes, image.config).assemble()
 
     def arguments(self, tokens: Sequence[int]) -> NDArray[np.uint32]:
         """Return the argument block of a text: each block's registers, which hold its tokens."""

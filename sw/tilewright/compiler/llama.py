@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from tilewright.compiler.batch import MAX_BATCH, BatchedAttention, row_positions
 from tilewright.compiler.emit import Region
-from tilewright.compiler.image import LOGIT_ROWS, ModelImage
-from tilewright.compiler.layout import address, round_up
+from tilewright.compiler.image import LOGIT_ROWS, PROGRAM_BYTES, ModelImage
+from tilewright.compiler.layout import address, ceil_div, round_up
 from tilewright.compiler.plan import Blocks, Plan, Tiling, cut_rows, make_plan
 from tilewright.compiler.positions import Positions
-from tilewright.compiler.schedule import Alias, Lane, merge
+from tilewright.compiler.schedule import Alias, Lane, Schedule, merge
 from tilewright.compiler.transformer import TransformerBlock
 from tilewright_hw.arch import InputError
-from tilewright_hw.arch.isa import Op, assemble
+from tilewright_hw.arch.isa import BYTES, Op
 
 MAX_ROWS = 128
 """Rows of the largest program."""
@@ -45,6 +45,10 @@ class LlamaCompiler:
 
     def prefill(self, first: int, m: int, logits: str = "last") -> bytes:
         """Return the program for m tokens from position `first` on; logits: 'none', 'last', 'all' rows, 'token'."""
+        return self.schedule(first, m, logits).assemble()
+
+    def schedule(self, first: int, m: int, logits: str = "last") -> Schedule:
+        """Return the program of `prefill` before it is assembled."""
         if logits == "all" and m > LOGIT_ROWS:
             raise InputError(f"a block with all logits has at most {LOGIT_ROWS} rows, not {m}")
         image = self.image
@@ -64,9 +68,7 @@ class LlamaCompiler:
             last = row + plan.m == m
             block.emit(logits if logits == "all" or last else "none")
             row += plan.m
-        emitter = merge(lanes, image.config)
-        emitter.control(Op.END)
-        return assemble(emitter.program)
+        return merge(lanes, image.config)
 
     def decode(self, rows: int = 1, logits: str = "all") -> bytes:
         """Return the program for the next token of each of some sequences: which, and where, the argument block says.
@@ -83,9 +85,7 @@ class LlamaCompiler:
             TransformerBlock(image, plan, positions[0], lane).emit(logits)
         else:
             BatchBlock(image, plan, positions, lane).emit(logits)
-        emitter = merge([lane], image.config)
-        emitter.control(Op.END)
-        return assemble(emitter.program)
+        return merge([lane], image.config).assemble()
 
     def _decode_plan(self, rows: int) -> Plan:
         image = self.image
@@ -114,8 +114,25 @@ class LlamaCompiler:
         return next(rows for rows in range(min(self.image.sequences, MAX_BATCH), 0, -1) if rows == 1 or fits(rows))
 
     def prefill_rows(self, first: int, tokens: int, logits: str = "last") -> int:
-        """Return how many of so many tokens from position `first` on the next program should take."""
-        return min(tokens, LOGIT_ROWS if logits == "all" else MAX_ROWS)
+        """Return how many of so many tokens from position `first` on the next program should take.
+
+        Long programs waste least, but must fit their place.
+        """
+        m = min(tokens, LOGIT_ROWS if logits == "all" else MAX_ROWS)
+        while m > 1:
+            blocks = self._blocks(first, m)
+            *_, last = self._positions(first, m)
+            lane = Lane()
+            image = self.image
+            plan = make_plan(
+                image.spec, image.config, last.m, first + m, self.tiling, image.formats, 0, blocks.lanes
+            )  # fmt: skip
+            TransformerBlock(image, plan, last, lane).emit(logits)
+            instructions = (len(lane.drafts) + 1) * len(blocks.sizes) + 1
+            if BYTES * instructions <= PROGRAM_BYTES:
+                break
+            m -= ceil_div(m, 8)
+        return m
 
     def arguments(self, first: int, tokens: Sequence[int], sequence: int = 0) -> NDArray[np.uint32]:
         """Return the argument block of a prefill program: the register tables of all blocks."""

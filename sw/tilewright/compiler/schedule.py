@@ -33,7 +33,7 @@ from typing import Any
 from tilewright.compiler.emit import Emitter, Region, Value
 from tilewright.compiler.layout import ceil_div
 from tilewright_hw.arch import AcceleratorConfig
-from tilewright_hw.arch.isa import UNIT_OF, Dest, Element, LoadDest, Op, Unit
+from tilewright_hw.arch.isa import UNIT_OF, Dest, Element, LoadDest, Op, Unit, assemble
 
 ISSUE = 8
 """Cycles of the sequencer per instruction, about."""
@@ -96,8 +96,21 @@ class Alias:
     read: Region
 
 
-def merge(lanes: Sequence[Lane], config: AcceleratorConfig) -> Emitter:
-    """Put the lanes' instructions into one program; returns it without END."""
+@dataclass(frozen=True)
+class Schedule:
+    """A program without its END, and about how many cycles it takes."""
+
+    emitter: Emitter
+    cycles: int
+
+    def assemble(self) -> bytes:
+        """Return the program, ended."""
+        self.emitter.control(Op.END)
+        return assemble(self.emitter.program)
+
+
+def merge(lanes: Sequence[Lane], config: AcceleratorConfig) -> Schedule:
+    """Put the lanes' instructions into one program."""
     queues = [_items(lane.drafts, config) for lane in lanes]
     _hold_back(queues)
     machine = _Machine(config)
@@ -108,7 +121,7 @@ def merge(lanes: Sequence[Lane], config: AcceleratorConfig) -> Emitter:
         best = min(allowed, key=machine.urgency) if len(allowed) > 1 else allowed[0]
         machine.place(best)
         best.at += 1
-    return machine.emitter
+    return Schedule(machine.emitter, max((times[-1] for times in machine.done.values() if times), default=0))
 
 
 @dataclass
@@ -191,10 +204,8 @@ class _Machine:
     def _ready(self, draft: Draft, head: _Head, value: int | None) -> int:
         if draft.op not in UNIT_OF:
             return 0
-        reads, writes = (
-            _in_bank(regions, None if value is None else head.banks.get(value))
-            for regions in (draft.reads, draft.writes)
-        )
+        bank = head.banks.get(value) if value is not None else None
+        reads, writes = _in_bank(draft.reads, bank), _in_bank(draft.writes, bank)
         last = self.emitter.dependencies(UNIT_OF[draft.op], reads, writes)
         return max((self.done[unit][number] for unit, number in last.items()), default=0)
 
