@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from tilewright.compiler.attention import AttentionBlock
 from tilewright.compiler.emit import Region
