@@ -28,12 +28,12 @@ _PLACE = "THIS"
 _PORT = re.compile(r"^  wire width 1 input \d+ +\\(clk|rst)$", re.M)
 
 
-_INNER = re.compile(rf"\\{_PLACE}(\.[\w.]+)")
+_INNER = re.compile(rf"\\{_PLACE}(\.[\w.$]+)")
 """A module inside one that is emitted whole (Amaranth's own, or one below inserted clock enables)."""
 
 
 def _flat_name(match: re.Match[str]) -> str:
-    return f"\\{_PLACE}{match[1].replace('.', '__')}"
+    return f"\\{_PLACE}{match[1].replace('.', '__').replace('$', '_')}"
 
 
 @dataclass

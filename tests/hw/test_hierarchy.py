@@ -96,7 +96,6 @@ def test_the_array_has_one_module_for_each_width_of_its_sums():
     assert all(name.startswith("array_ProcessingElement") for name in multiplies)
 
 
-@pytest.mark.xfail(reason="a submodule name has a number sign: NOTES.md")
 def test_every_note_of_the_accelerator_is_a_module_and_names_are_plain():
     config = AcceleratorConfig.preset("tiny")
     _, notes = emit(Accelerator(config), "tilewright")
