@@ -99,6 +99,8 @@ class Model:
         Run the golden device beside it, and compare.
     formats : Formats
         Number formats of weights, activations and cache.
+    batch : int
+        Most prompts that are continued at the same time.
     """
 
     def __init__(
@@ -111,8 +113,10 @@ class Model:
         tiling: Tiling | None = None,
         progress: Callable[[int, int], None] | None = None,
         formats: Formats = DEFAULT,
+        batch: int = MAX_BATCH,
     ) -> None:
         self.name, self.spec, self.tokenizer, self.formats = checkpoint.name, checkpoint.spec, tokenizer, formats
+        self.batch = check_batch(batch)
         self._checkpoint, self._tiling = checkpoint, tiling
         self.engine = Engine(checkpoint, device, tiling, progress, formats=formats)
         self.golden: Engine | None = None
@@ -167,33 +171,46 @@ class Model:
         DeviceError
             The device stopped.
         """
-        if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(p, str) for p in prompt):
+        if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(p, (str, list, tuple)) for p in prompt):
             sampling, stops = check_options(max_new_tokens, temperature, top_k, top_p, seed, stop)
             ids = [self._prompt_ids(p) for p in prompt]
             runs = [Run(self, each, max_new_tokens, sampling, stops) for each in ids]
-            for first in range(0, len(runs), MAX_BATCH):
-                self._together(runs[first : first + MAX_BATCH])
+            self._together(runs)
             return [run.result() for run in runs]
         return self._generate(prompt, max_new_tokens, temperature, top_k, top_p, seed, stop)
 
     def _together(self, runs: Sequence[Run]) -> None:
-        """Run some generations to their ends; their rows share every weight tile, and each has a cache of its own."""
-        if len(runs) > len(self.engine.positions):
-            self._allow(len(runs))
-        for sequence, run in enumerate(runs):
-            run.begin(sequence)
-        going = [run for run in runs if not run.finish_reason]
-        while going:
-            tokens = {run.sequence: run.token_ids[-1] for run in going}
-            before, seconds = dict(self.engine.counters.values), self.engine.device.seconds
-            rows = [engine.step(tokens) for engine in self.engines]
-            spent = {k: v - before[k] for k, v in self.engine.counters.values.items()}
-            texts = [(self.engine.positions[run.sequence] - 1, 1) for run in going]
-            for run in going:
-                golden = rows[0][run.sequence] if self.golden is not None else None
-                run.account(spent, self.engine.device.seconds - seconds, texts, prompt=False)
-                run.take(rows[-1][run.sequence], golden)
-            going = [run for run in going if not run.finish_reason]
+        """Run some generations to their ends, up to `batch` of them at a time.
+
+        Their rows share every weight tile, and each has a cache of its own, which it leaves to one that waits.
+        """
+        free = list(range(min(len(runs), self.batch)))
+        if len(free) > len(self.engine.positions):
+            self._allow(len(free))
+        waiting, going = list(runs), list[Run]()
+        while waiting or going:
+            while waiting and free:
+                run = waiting.pop(0)
+                run.begin(free.pop(0))
+                going.append(run)
+                free += [r.sequence for r in going if r.finish_reason]
+                going = [r for r in going if not r.finish_reason]
+            if going:
+                self._step(going)
+            free += [r.sequence for r in going if r.finish_reason]
+            going = [r for r in going if not r.finish_reason]
+
+    def _step(self, runs: Sequence[Run]) -> None:
+        """Run the next token of some generations together."""
+        tokens = {run.sequence: run.token_ids[-1] for run in runs}
+        before, seconds = dict(self.engine.counters.values), self.engine.device.seconds
+        rows = [engine.step(tokens) for engine in self.engines]
+        spent = {k: v - before[k] for k, v in self.engine.counters.values.items()}
+        texts = [(self.engine.positions[run.sequence] - 1, 1) for run in runs]
+        for run in runs:
+            golden = rows[0][run.sequence] if self.golden is not None else None
+            run.account(spent, self.engine.device.seconds - seconds, texts, prompt=False)
+            run.take(rows[-1][run.sequence], golden)
 
     def _allow(self, sequences: int) -> None:
         """Lay the memory image out anew, with caches for so many sequences."""
@@ -450,7 +467,7 @@ def compare(device: Device, golden: Device, size: int, tokens_equal: bool = True
 
 def load(
     path: str | Path | None = None, *, device: Device | str = "golden", config: str = "default",
-    weights: str = "int8", activations: int = 8, overrides: Mapping[str, str] | None = None,
+    weights: str = "int8", activations: int = 8, overrides: Mapping[str, str] | None = None, batch: int = MAX_BATCH,
     tokenizer: str | Path | None = None, check: bool = False, tiling: Tiling | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:  # fmt: skip
@@ -470,6 +487,8 @@ def load(
         8 or 16: bits of what is multiplied by a matrix, of queries and of probabilities.
     overrides : mapping, optional
         Weight formats of single matrices; see `Formats`.
+    batch : int
+        Most prompts that `generate` continues at the same time; results do not depend on it.
     tokenizer : path
         Instead of the one that comes with the model.
     check : bool
@@ -482,12 +501,20 @@ def load(
     DeviceError
         The device cannot be opened.
     """
+    check_batch(batch)
     formats = Formats(weights=weights, activations=activations, overrides=overrides or {})
     checkpoint, found = read_model(path, tokenizer)
     target = device.config if not isinstance(device, str) else AcceleratorConfig.resolve(config)
     check_fits(checkpoint.spec, target, tiling, formats)
     opened = open_device(device, config) if isinstance(device, str) else device
-    return Model(checkpoint, found, opened, check=check, tiling=tiling, progress=progress, formats=formats)
+    return Model(checkpoint, found, opened, check=check, tiling=tiling, progress=progress, formats=formats, batch=batch)
+
+
+def check_batch(batch: int) -> int:
+    """Return the batch; InputError unless it is a positive integer."""
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise InputError(f"batch must be a positive integer, not {batch!r}")
+    return batch
 
 
 def read_model(path: str | Path | None = None, tokenizer: str | Path | None = None) -> tuple[Checkpoint, Tokenizer]:

@@ -339,7 +339,7 @@ def test_buffers_too_small_for_the_model(refused: Refused, tmp_path: Path) -> No
         (["--device", "gpu"], "unknown device 'gpu': choose one of golden, rtl"),
         (["--device", "golden:fast"], "device 'golden' takes no arguments, not 'fast'"),
         (["--device", ""], "unknown device ''"),
-        (["--weights", "int3"], "weights must be one of int8, not 'int3'"),
+        (["--weights", "int3"], "weights must be int8 or int4, not 'int3'"),
         (["--max-new-tokens", "0"], "max_new_tokens must be a positive integer, not 0"),
         (["--max-new-tokens", "many"], "argument --max-new-tokens: invalid int value: 'many'"),
         (["--temperature", "-1"], "temperature must be a number from 0 on, not -1.0"),
