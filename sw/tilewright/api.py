@@ -15,13 +15,14 @@ from tilewright.compiler.image import ModelImage
 from tilewright.compiler.llama import LlamaCompiler
 from tilewright.compiler.plan import Tiling
 from tilewright.devices import open_device
+from tilewright.embedding import Recipe, read_recipe
 from tilewright.formats import DEFAULT, Formats
 from tilewright.importers import load_checkpoint
 from tilewright.model import Checkpoint, Floats, ModelSpec
 from tilewright.roofline import Work, model_operations, roofline, total
 from tilewright.runtime import Engine
 from tilewright.sampling import Sampler, Sampling
-from tilewright.tokenizer import Tokenizer, load_tokenizer
+from tilewright.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from tilewright_hw.arch import AcceleratorConfig, Device, InputError
 
 BUILTIN = Path(__file__).parent / "models" / "fairytales"
@@ -57,7 +58,7 @@ class Stats:
 
 @dataclass
 class Check:
-    """Comparison with the golden device: tokens, and the whole memory image."""
+    """Comparison with the golden device: tokens (of an encoder: vectors), and the whole memory image."""
 
     tokens_equal: bool
     bytes_compared: int
@@ -117,6 +118,7 @@ class Model:
     ) -> None:
         self.name, self.spec, self.tokenizer, self.formats = checkpoint.name, checkpoint.spec, tokenizer, formats
         self.batch = check_batch(batch)
+        self.recipe, self._vectors_equal = recipe_of(checkpoint), True
         self._checkpoint, self._tiling = checkpoint, tiling
         self.engine = Engine(checkpoint, device, tiling, progress, formats=formats)
         self.golden: Engine | None = None
@@ -178,6 +180,47 @@ class Model:
             self._together(runs)
             return [run.result() for run in runs]
         return self._generate(prompt, max_new_tokens, temperature, top_k, top_p, seed, stop)
+
+    def embed(self, texts: Sequence[str]) -> Floats:
+        """Return the vectors of some texts, float32 (texts, dim), as the model's own files say.
+
+        Each text runs alone, through the same arithmetic wherever it stands in the list, so that its vector does not
+        depend on the others. Rows come from the device; they are pooled and normalised on the host.
+
+        Raises
+        ------
+        InputError
+            The model is no encoder, or a text is not valid Unicode.
+        DeviceError
+            The device stopped.
+        """
+        rows = [self.text_ids(text)[0] for text in _as_texts(texts)]
+        recipe = self._recipe()
+        vectors = np.zeros((len(rows), self.spec.dim * len(recipe.poolings)), np.float32)
+        # By length: texts of one length share a program.
+        for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+            found = [recipe.vector(engine.encode(rows[i])) for engine in self.engines]
+            self._vectors_equal &= np.array_equal(found[0], found[-1])
+            vectors[i] = found[-1]
+        return vectors
+
+    def text_ids(self, text: str) -> tuple[list[int], bool]:
+        """Return the token ids that `embed` runs for a text, and whether it was cut to the longest that it takes."""
+        recipe = self._recipe()
+        if not isinstance(self.tokenizer, HuggingFaceTokenizer):
+            raise InputError("an encoder needs a tokenizer.json")
+        return self.tokenizer.encode_cut(recipe.prepare(_as_unicode(text)), recipe.max_tokens)
+
+    def compare(self) -> Check | None:
+        """Compare memory, and the vectors of all texts so far, with the golden device's; None without one."""
+        if self.golden is None:
+            return None
+        return compare(self.device, self.golden.device, self.engine.image.size, self._vectors_equal)
+
+    def _recipe(self) -> Recipe:
+        if self.recipe is None:
+            raise InputError(f"{self.name} continues texts: only an encoder makes vectors of them")
+        return self.recipe
 
     def _together(self, runs: Sequence[Run]) -> None:
         """Run some generations to their ends, up to `batch` of them at a time.
@@ -251,6 +294,7 @@ class Model:
         return Run(self, self._prompt_ids(prompt), max_new_tokens, sampling, stops)
 
     def _prompt_ids(self, prompt: str | Sequence[int] | Sequence[str]) -> list[int]:
+        check_continues(self._checkpoint)
         return prompt_ids(prompt, self.spec, self.tokenizer)
 
     def logits(self, token_ids: Sequence[int]) -> Floats:
@@ -436,11 +480,21 @@ def prompt_ids(prompt: str | Sequence[int] | Sequence[str], spec: ModelSpec, tok
 def _encode(prompt: str, tokenizer: Tokenizer | None) -> list[int]:
     if tokenizer is None:
         raise InputError("this model has no tokenizer: give token ids")
+    return tokenizer.encode(_as_unicode(prompt, "the prompt"))
+
+
+def _as_unicode(text: str, what: str = "a text") -> str:
     try:
-        prompt.encode()
+        text.encode()
     except UnicodeEncodeError as e:
-        raise InputError(f"the prompt must be valid Unicode: {e.reason} at character {e.start}") from e
-    return tokenizer.encode(prompt)
+        raise InputError(f"{what} must be valid Unicode: {e.reason} at character {e.start}") from e
+    return text
+
+
+def _as_texts(texts: Sequence[str]) -> Sequence[str]:
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"texts must be a list of str, not {texts!r}")
+    return texts
 
 
 def _as_ids(prompt: Sequence[int] | Sequence[str]) -> list[int]:
@@ -522,8 +576,21 @@ def read_model(path: str | Path | None = None, tokenizer: str | Path | None = No
     path = BUILTIN if path is None else Path(path)
     checkpoint = load_checkpoint(path)
     found = load_tokenizer(path, checkpoint.spec.vocab, tokenizer)
+    recipe_of(checkpoint)
     checkpoint.check()
     return checkpoint, found
+
+
+def check_continues(checkpoint: Checkpoint) -> None:
+    """InputError if the model cannot continue a text."""
+    if not checkpoint.spec.causal or not checkpoint.spec.classifier:
+        raise InputError(f"{checkpoint.name} is an encoder: it makes vectors of texts (embed), and continues none")
+
+
+def recipe_of(checkpoint: Checkpoint) -> Recipe | None:
+    """Return how an encoder's rows become vectors; None for a model that continues texts."""
+    spec = checkpoint.spec
+    return read_recipe(checkpoint.files, spec) if not spec.causal and not spec.classifier else None
 
 
 def check_fits(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewright.files import NOTHING, Files
 from tilewright_hw.arch import InputError
 
 Floats = NDArray[np.float32]
@@ -198,12 +199,13 @@ class Checkpoint:
     """A model's shape and a way to its tensors.
 
     `read(name)` returns the float32 tensor of a canonical name (see `ModelSpec.tensor_shapes`); it may read from disk
-    at each call. `tensor` checks shape and finiteness.
+    at each call. `tensor` checks shape and finiteness. `files` are the small files that came with the weights.
     """
 
     spec: ModelSpec
     read: Callable[[str], Floats] = field(repr=False)
     name: str = "model"
+    files: Files = field(default=NOTHING, repr=False)
 
     def tensor(self, name: str) -> Floats:
         """Return a tensor; InputError names it if its shape is wrong or a value is not finite."""

@@ -50,6 +50,9 @@ class HuggingFaceTokenizer:
             raise
         except Exception as e:  # tokenizers raises bare Exception
             raise InputError(f"{path} is not a tokenizer.json: {e}") from e
+        # A file may say how its texts were once cut and padded: whoever asks for ids says that here.
+        self._fast.no_padding()
+        self._fast.no_truncation()
         self.vocab = int(self._fast.get_vocab_size(with_added_tokens=True))
         self.bos, self.eos = bos, eos
 
@@ -59,6 +62,21 @@ class HuggingFaceTokenizer:
         if self.bos is not None and ids[:1] != [self.bos]:
             ids.insert(0, self.bos)
         return ids
+
+    def encode_cut(self, text: str, most: int) -> tuple[list[int], bool]:
+        """Return a text's ids as an encoder is given them, and whether it was cut to `most` of them.
+
+        The file's own special tokens ([CLS], [SEP]) stand around the text, however it is cut.
+        """
+        special = int(self._fast.num_special_tokens_to_add(is_pair=False))
+        if most <= special:
+            raise InputError(f"texts must have at least {special + 1} tokens with the special ones, not {most}")
+        self._fast.enable_truncation(max_length=most)
+        try:
+            found = self._fast.encode(text)
+        finally:
+            self._fast.no_truncation()
+        return [int(i) for i in found.ids], bool(found.overflowing)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids without special tokens."""

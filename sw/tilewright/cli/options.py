@@ -67,10 +67,15 @@ def add_device(parser: argparse.ArgumentParser, default: str) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add what a request to a model needs: MODEL, --weights, --tokenizer, and how to sample."""
+    """Add MODEL, with --tokenizer and its number formats."""
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="Hugging Face folder or llama2.c .bin (default: the built-in model)"
     )
+    add_formats(parser)
+
+
+def add_formats(parser: argparse.ArgumentParser) -> None:
+    """Add --weights, --activations, --override and --tokenizer."""
     parser.add_argument("--weights", default="int8", metavar="FORMAT", help="int8 or int4 (default: %(default)s)")
     parser.add_argument("--activations", type=int, default=8, metavar="BITS", help="8 or 16 (default: %(default)s)")
     parser.add_argument(

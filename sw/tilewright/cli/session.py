@@ -1,4 +1,4 @@
-"""What generate and demo do alike: check everything, load the model with progress, stream a text, report it."""
+"""What generate, demo and embed do alike: check everything, load the model with progress, stream a text, report it."""
 
 from __future__ import annotations
 
@@ -7,32 +7,55 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tilewright.api import Check, Generation, Model, check_fits, check_options, prompt_ids, read_model
+from tilewright.api import (
+    Check,
+    Generation,
+    Model,
+    check_continues,
+    check_fits,
+    check_options,
+    prompt_ids,
+    read_model,
+)
 from tilewright.cli.options import formats, memory_model, open_checked
 from tilewright.cli.progress import Progress
 from tilewright.devices import device_kind
 from tilewright.formats import Formats
+from tilewright.model import Checkpoint
 from tilewright.sampling import Sampling
+from tilewright.tokenizer import Tokenizer
 from tilewright_hw.arch import AcceleratorConfig
 from tilewright_hw.arch.memory_model import MemoryModel
 
 
 @dataclass(frozen=True)
-class Request:
-    """The options that can be checked before any file is read."""
+class Setup:
+    """Where and in which formats a model runs: what can be checked before any file is read."""
 
     config: AcceleratorConfig
     memory: MemoryModel
+    formats: Formats
+
+    @classmethod
+    def check(cls, arguments: argparse.Namespace) -> Setup:
+        """Check the options; InputError says which is wrong."""
+        config = AcceleratorConfig.resolve(arguments.config)
+        device_kind(arguments.device)
+        return Setup(config, memory_model(arguments.memory), formats(arguments))
+
+
+@dataclass(frozen=True)
+class Request(Setup):
+    """The same, and how a text is to be continued."""
+
     sampling: Sampling
     max_new_tokens: int
     stop: tuple[str, ...]
-    formats: Formats
 
     @classmethod
     def check(cls, arguments: argparse.Namespace) -> Request:
         """Check the options; InputError says which is wrong."""
-        config = AcceleratorConfig.resolve(arguments.config)
-        device_kind(arguments.device)
+        setup = Setup.check(arguments)
         sampling, stops = check_options(
             arguments.max_new_tokens,
             arguments.temperature,
@@ -41,22 +64,28 @@ class Request:
             arguments.seed,
             arguments.stop,
         )
-        return cls(
-            config, memory_model(arguments.memory), sampling, arguments.max_new_tokens, stops, formats(arguments)
-        )
+        return cls(setup.config, setup.memory, setup.formats, sampling, arguments.max_new_tokens, stops)
 
 
 def load_model(arguments: argparse.Namespace, request: Request, prompt: str, progress: Progress) -> Model:
     """Read checkpoint and tokenizer, check the prompt and that the model fits, open the device, load: in this order."""
     checkpoint, tokenizer = read_model(arguments.model, arguments.tokenizer)
+    check_continues(checkpoint)
     prompt_ids(prompt, checkpoint.spec, tokenizer)
-    check_fits(checkpoint.spec, request.config, None, request.formats)
-    with progress.stage(f"{arguments.device} device ({request.config.name}) opened") as stage:
-        device = open_checked(arguments.device, request.config, request.memory, stage.say)
+    return open_model(arguments, request, checkpoint, tokenizer, progress)
+
+
+def open_model(
+    arguments: argparse.Namespace, setup: Setup, checkpoint: Checkpoint, tokenizer: Tokenizer, progress: Progress
+) -> Model:
+    """Check that a model fits, open the device, and load it there."""
+    check_fits(checkpoint.spec, setup.config, None, setup.formats)
+    with progress.stage(f"{arguments.device} device ({setup.config.name}) opened") as stage:
+        device = open_checked(arguments.device, setup.config, setup.memory, stage.say)
     try:
         with progress.stage(f"model {checkpoint.name} quantised and loaded") as stage:
             return Model(
-                checkpoint, tokenizer, device, check=arguments.check, progress=stage.update, formats=request.formats
+                checkpoint, tokenizer, device, check=arguments.check, progress=stage.update, formats=setup.formats
             )
     except BaseException:
         device.close()
@@ -86,9 +115,9 @@ def write_text(
     return run.result()
 
 
-def check_line(check: Check, device: str) -> str:
+def check_line(check: Check, device: str, results: str = "tokens") -> str:
     """Say whether the golden model produced the same bits."""
-    tokens = "the same tokens" if check.tokens_equal else "OTHER TOKENS"
+    tokens = f"the same {results}" if check.tokens_equal else f"OTHER {results.upper()}"
     if check.hash_device == check.hash_golden:
         image = f"the same memory image ({check.bytes_compared:,} bytes, sha256 {check.hash_device[:16]} on both)"
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tilewright.files import FolderFiles
 from tilewright.importers.configuration import Configuration
 from tilewright.importers.families import ARCHITECTURES
 from tilewright.importers.family import Family
@@ -47,7 +48,7 @@ def load(folder: Path) -> Checkpoint:
         value, change = tensors.read(places[name]), table[name].change
         return value if change is None else change(value)
 
-    return Checkpoint(spec, read, folder.name)
+    return Checkpoint(spec, read, folder.name, FolderFiles(folder))
 
 
 def _prefix(family: Family, tensors: Tensors, name: str) -> str:
