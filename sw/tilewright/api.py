@@ -228,8 +228,7 @@ class Model:
         Their rows share every weight tile, and each has a cache of its own, which it leaves to one that waits.
         """
         free = list(range(min(len(runs), self.batch)))
-        if len(free) > len(self.engine.positions):
-            self._allow(len(free))
+        self.allow(len(free))
         waiting, going = list(runs), list[Run]()
         while waiting or going:
             while waiting and free:
@@ -255,9 +254,11 @@ class Model:
             run.account(spent, self.engine.device.seconds - seconds, texts, prompt=False)
             run.take(rows[-1][run.sequence], golden)
 
-    def _allow(self, sequences: int) -> None:
-        """Lay the memory image out anew, with caches for so many sequences."""
+    def allow(self, sequences: int) -> None:
+        """Lay the memory image out anew, with caches for so many sequences, unless it has them."""
         engine = self.engine
+        if sequences <= len(engine.positions):
+            return
         self.engine = Engine(self._checkpoint, engine.device, self._tiling, sequences=sequences, formats=self.formats)
         self.engine.counters = engine.counters
         if self.golden is not None:

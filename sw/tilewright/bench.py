@@ -12,19 +12,24 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tilewright.api import Generation, Model, check_fits, load
-from tilewright.devices import device_kind
+from tilewright.api import Generation, Model, check_batch, check_fits, compare, load
+from tilewright.compiler.batch import MAX_BATCH
+from tilewright.cycles import by_cause, describe
+from tilewright.devices import device_kind, open_device
+from tilewright.formats import DEFAULT, GROUP, Formats
 from tilewright.ops import matmul_counted, matmul_quantised_counted
 from tilewright.random_model import is_random, random_checkpoint
-from tilewright.roofline import decode_operations, model_operations, roofline, total
+from tilewright.roofline import Operation, model_operations, roofline, total
 from tilewright.roofline import gemm as gemm_operation
-from tilewright_hw.arch import AcceleratorConfig, Device, InputError
+from tilewright.runtime import Engine
+from tilewright_hw.arch import AcceleratorConfig, Device, DeviceError, InputError
 from tilewright_hw.arch.memory_model import MemoryModel
 
 if TYPE_CHECKING:
@@ -32,8 +37,6 @@ if TYPE_CHECKING:
 
 RUNS = ("gemm", "decode", "prefill")
 SHAPES = ("256x256x256", "1x1024x1024")
-GEMM_WEIGHTS = ("int8",)
-"""Formats of the weights that `gemm` can take."""
 RESULTS = ("int32", "int8")
 PREFILL_TOKENS = 128
 PROMPT = "Once upon a time"
@@ -49,6 +52,8 @@ examples:
       the last eight tokens of a context, of a model with random weights
   tilewright bench decode --model stories260K.bin --context 128 --memory latency=150 --json
       one model, a slower memory, as JSON
+  tilewright bench decode --context 64 --batch 8 --check
+      eight prompts that go on together, and the golden model beside them: tokens and memory must be equal
 """
 
 
@@ -95,6 +100,7 @@ class Row:
             "utilization": self.utilization,
             "cycles_per_unit": self.cycles / self.units,
             "cycles_per_second": self.cycles / max(self.seconds, 1e-9),
+            "cycles_by_cause": by_cause(self.counters),
         }
 
 
@@ -108,23 +114,32 @@ class Bench:
     run: str
     shapes: Sequence[tuple[int, int, int]]
     quantised: bool
+    formats: Formats
     model: str | None
     context: int
     tokens: int | None
+    batch: int
+    golden: bool
 
     def rows(self, open_device: Callable[[], Device]) -> Iterator[tuple[str, Callable[[], Row]]]:
         """Yield (name, measurement) for each row; each opens a device of its own when it is called."""
         rate = bus_rate(self.memory)
         if self.run == "gemm":
             for shape in self.shapes:
-                yield (
-                    f"gemm {_shape_name(shape)}",
-                    lambda s=shape: gemm(open_device(), *s, quantised=self.quantised, rate=rate),  # type: ignore[misc]
-                )
+                yield f"gemm {_shape_name(shape)}", lambda s=shape: self._gemm(open_device(), s, rate)  # type: ignore[misc]
         if self.run == "decode":
-            yield "decode", lambda: decode(open_model(self.model, open_device()), self.context, self.tokens, rate)
+            yield "decode", lambda: decode(self._open(open_device()), self.context, self.tokens, rate, self.batch)
         if self.run == "prefill":
-            yield "prefill", lambda: prefill(open_model(self.model, open_device()), self.context, rate)
+            yield "prefill", lambda: prefill(self._open(open_device()), self.context, rate)
+
+    def _gemm(self, device: Device, shape: tuple[int, int, int], rate: float) -> Row:
+        golden = open_device("golden", self.config) if self.golden else None
+        return gemm(
+            device, *shape, weights=self.formats.weights, quantised=self.quantised, rate=rate, golden=golden
+        )  # fmt: skip
+
+    def _open(self, device: Device) -> Model:
+        return open_model(self.model, device, self.formats, golden=self.golden)
 
 
 def bus_rate(memory: MemoryModel) -> float:
@@ -132,97 +147,174 @@ def bus_rate(memory: MemoryModel) -> float:
     return min(memory.bandwidth, 1 - memory.stall)
 
 
-def open_model(name: str | None, device: Device) -> Model:
-    """Return a model on a device: a path, `random:...`, or the built-in one."""
+def open_model(name: str | None, device: Device, formats: Formats = DEFAULT, *, golden: bool = False) -> Model:
+    """Return a model on a device, with the golden model beside it or not: a path, `random:...`, or the built-in one."""
     if not is_random(name):
-        return load(name, device=device)
+        return load(name, device=device, weights=formats.weights, activations=formats.activations, check=golden)
     assert name is not None
     checkpoint = random_checkpoint(name)
-    check_fits(checkpoint.spec, device.config)
-    return Model(checkpoint, None, device)
+    check_fits(checkpoint.spec, device.config, None, formats)
+    return Model(checkpoint, None, device, formats=formats, check=golden)
 
 
-def gemm(device: Device, m: int, k: int, n: int, *, quantised: bool = False, rate: float = 1.0) -> Row:
-    """Measure one int8 matrix product (m, k) @ (k, n), operands and result in memory, and check it."""
+def gemm(
+    device: Device, m: int, k: int, n: int, *, weights: str = "int8", quantised: bool = False, rate: float = 1.0,
+    golden: Device | None = None,
+) -> Row:  # fmt: skip
+    """Measure one matrix product (m, k) @ (k, n), operands and result in memory, and check it.
+
+    An int32 result must be NumPy's, and one of int8 near it; with `golden` each must be that device's, bit for bit.
+    DeviceError otherwise.
+    """
     random = np.random.default_rng(0)
     a = random.integers(-128, 128, (m, k), dtype=np.int8)
-    b = random.integers(-128, 128, (k, n), dtype=np.int8)
-    expected = a.astype(np.int64) @ b.astype(np.int64)
+    low, high = (-8, 8) if weights == "int4" else (-128, 128)
+    b = random.integers(low, high, (k, n), dtype=np.int8)
+    scales = random.integers(1, 16, (-(-k // GROUP), n), dtype=np.int8) if weights == "int4" else None
+    effective = b if scales is None else b * np.repeat(scales, GROUP, axis=0)[:k]
+    expected = a.astype(np.int64) @ effective.astype(np.int64)
     start = time.perf_counter()
-    if quantised:
-        result, scales, counters = matmul_quantised_counted(a, b, device)
-        good = bool((np.abs(result * scales[:, None].astype(np.float64) - expected) <= 0.51 * scales[:, None]).all())
-    else:
-        exact, counters = matmul_counted(a, b, device)
-        good = np.array_equal(exact, expected)
+    result, counters = _product(a, b, scales, device, quantised)
     seconds = device.seconds or time.perf_counter() - start
     device.close()
-    name = _shape_name((m, k, n)) + (", int8 result" if quantised else "")
+    name = ", ".join(
+        [_shape_name((m, k, n))] + ["int4 weights"] * (weights == "int4") + ["int8 result"] * quantised
+    )  # fmt: skip
+    good = np.array_equal(result[0], expected)
+    if quantised:
+        step = result[1][:, None].astype(np.float64)
+        good = bool((np.abs(result[0] * step - expected) <= 0.51 * step).all())
+    if golden is not None:
+        wanted, _ = _product(a, b, scales, golden, quantised)
+        good &= all(np.array_equal(x, y) for x, y in zip(result, wanted, strict=True))
     if not good:
-        raise RuntimeError(f"gemm {name}: the device's result is wrong")
-    operation = gemm_operation(m, k, n, quantised=quantised)
-    least = roofline([operation], device.config, rate)
-    return _row("gemm", name, 1, counters, least, operation.work.macs, seconds, device)
+        raise DeviceError(f"gemm {name}: the {device.name} device's result is wrong")
+    operation = gemm_operation(m, k, n, weights=weights, quantised=quantised)
+    return _row("gemm", name, 1, counters, [operation], rate, seconds, device)
 
 
-def decode(model: Model, context: int, tokens: int | None = None, rate: float = 1.0) -> Row:
-    """Measure whole tokens until the context holds `context`: the last `tokens`, or all that follow a short prompt."""
+def _product(
+    a: NDArray[np.int8], b: NDArray[np.int8], scales: NDArray[np.int8] | None, device: Device, quantised: bool
+) -> tuple[list[NDArray[Any]], dict[str, int]]:
+    """Return the arrays of a product's result, and the counters."""
+    if quantised:
+        q, steps, counters = matmul_quantised_counted(a, b, device, group_scales=scales)
+        return [q, steps], counters
+    exact, counters = matmul_counted(a, b, device, group_scales=scales)
+    return [exact], counters
+
+
+def decode(model: Model, context: int, tokens: int | None = None, rate: float = 1.0, batch: int = 1) -> Row:
+    """Measure whole tokens until the context holds `context`: the last `tokens`, or all that follow a short prompt.
+
+    With `batch`, so many prompts of one length are continued together. Text does not end at a stop token. With a
+    golden model beside it, tokens and memory must be equal; DeviceError otherwise.
+    """
     with model:
-        prompt, steps = _decode_prompt(model, context, tokens)
-        made = _one(model.generate(prompt, max_new_tokens=steps + 1))
-        stats, config, spec = made.stats, model.device.config, model.spec
-        positions = range(len(prompt), len(prompt) + stats.decode_steps)
-        operations = [operation for p in positions for operation in decode_operations(spec, p)]
-        cycles = stats.decode_cycles
-        share = total(operations).macs / (cycles * config.peak_macs) if cycles else 0.0
-        return Row(
-            run="decode", what=f"{model.name}, context {len(prompt) + stats.decode_steps}", units=stats.decode_steps,
-            cycles=cycles, roofline_cycles=roofline(operations, config, rate), mac_utilization=share,
-            seconds=stats.seconds * cycles / stats.cycles if stats.cycles else stats.seconds,
-            total_seconds=stats.seconds, counters=stats.counters,
-        )  # fmt: skip
+        prompts, steps = _decode_prompts(model, context, tokens, batch)
+        length, runs = len(prompts[0]), []
+        for engine in _engines(model, batch):
+            choices = [_choices(engine, prompts)]
+            before, seconds = dict(engine.counters.values), engine.device.seconds
+            for _ in range(steps):
+                choices.append(_next_choices(engine, choices[-1]))
+            runs.append(choices)
+        counters = {name: value - before[name] for name, value in engine.counters.values.items()}
+        what = f"{_title(model)}, context {length + steps}" + (f", {batch} together" if batch > 1 else "")
+        _demand_golden(model, what, equal=runs[0] == runs[-1])
+        operations = [
+            op for at in range(length, length + steps) for op in _operations(model, [(at, 1)] * batch)
+        ]  # fmt: skip
+        spent = engine.device.seconds - seconds
+        row = _row("decode", what, steps * batch, counters, operations, rate, spent, engine.device)
+        return replace(row, total_seconds=engine.device.seconds)
 
 
-def _decode_prompt(model: Model, context: int, tokens: int | None) -> tuple[list[int], int]:
-    """Return the prompt, and how many tokens are to be measured after it."""
+def _decode_prompts(model: Model, context: int, tokens: int | None, batch: int) -> tuple[list[list[int]], int]:
+    """Return the prompts, and how many tokens are to be measured after each."""
     context = min(context, model.spec.context)
     if tokens is None and model.tokenizer is not None:
-        prompt = model.start(PROMPT, 1).prompt
+        prompts = [model.start(PROMPT, 1).prompt] * batch
     else:
         length = context - tokens if tokens is not None else 4
         if length < 1:
             raise InputError(f"tokens must be at most the context less one, {context - 1}, not {tokens}")
-        prompt = np.random.default_rng(0).integers(0, model.spec.vocab, length).tolist()
-    if context - len(prompt) < 1:
-        raise InputError(f"context must be at least {len(prompt) + 2}, not {context}")
-    return prompt, context - len(prompt)
+        prompts = np.random.default_rng(0).integers(0, model.spec.vocab, (batch, length)).tolist()
+    length = len(prompts[0])
+    if context - length < 1:
+        raise InputError(f"context must be at least {length + 2}, not {context}")
+    return prompts, context - length
+
+
+def _engines(model: Model, batch: int) -> list[Engine]:
+    """Return the model's engines, the device's last, with room for so many sequences."""
+    model.allow(batch)
+    if batch > model.engine.batch:
+        raise InputError(f"batch must be at most {model.engine.batch} for {model.name}, not {batch}")
+    for engine in model.engines:
+        for sequence in range(batch):
+            engine.reset(sequence)
+    return model.engines
+
+
+def _choices(engine: Engine, prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Read each prompt; return the token that follows it."""
+    return [engine.choose(prompt, sequence) for sequence, prompt in enumerate(prompts)]
+
+
+def _next_choices(engine: Engine, tokens: Sequence[int]) -> list[int]:
+    """Run the next token of each sequence; return the ones that follow. Of one alone the device chooses, as in use."""
+    if len(tokens) == 1:
+        return [engine.choose(tokens)]
+    rows = engine.step(dict(enumerate(tokens)))
+    return [int(np.argmax(rows[sequence])) for sequence in range(len(tokens))]
 
 
 def prefill(model: Model, tokens: int = PREFILL_TOKENS, rate: float = 1.0) -> Row:
-    """Measure a prompt of `tokens` tokens, last-row logits."""
+    """Measure a prompt of `tokens` tokens, last-row logits; DeviceError if a golden model beside it differs."""
     with model:
         count = min(tokens, model.spec.context)
         ids = np.random.default_rng(0).integers(0, model.spec.vocab, count).tolist()
-        stats = _one(model.generate(ids, max_new_tokens=1)).stats
-        operations, config = model_operations(model.spec, [(0, count)]), model.device.config
-        least, macs = roofline(operations, config, rate), total(operations).macs
-        what = f"{model.name}, {count} tokens"
-        return _row("prefill", what, count, stats.counters, least, macs, stats.seconds, model.device)
+        made = model.generate(ids, max_new_tokens=1)
+        assert isinstance(made, Generation)
+        what, stats = f"{_title(model)}, {count} tokens", made.stats
+        _demand_golden(model, what, equal=made.check is None or made.check.tokens_equal)
+        operations = _operations(model, [(0, count)])
+        return _row("prefill", what, count, stats.counters, operations, rate, stats.seconds, model.device)
 
 
-def _one(made: Generation | list[Generation]) -> Generation:
-    assert isinstance(made, Generation)
-    return made
+def _title(model: Model) -> str:
+    """Return a model's name, with its formats where they are not the usual ones."""
+    formats = model.formats
+    parts = [model.name]
+    if formats.weights != DEFAULT.weights:
+        parts.append(f"{formats.weights} weights")
+    if formats.activations != DEFAULT.activations:
+        parts.append(f"{formats.activations} bits of activations")
+    return ", ".join(parts)
+
+
+def _operations(model: Model, texts: Sequence[tuple[int, int]]) -> list[Operation]:
+    return model_operations(model.spec, texts, weights=model.formats.weights)
+
+
+def _demand_golden(model: Model, what: str, *, equal: bool) -> None:
+    """DeviceError unless the golden model, if there is one, has chosen the same tokens and left the same memory."""
+    if model.golden is None:
+        return
+    if not compare(model.device, model.golden.device, model.engine.image.size, equal).exact:
+        raise DeviceError(f"{what}: the {model.device.name} device differs from the golden model")
 
 
 def _row(
-    run: str, what: str, units: int, counters: dict[str, int], least: float, macs: int, seconds: float, device: Device
-) -> Row:
-    cycles = counters["CYCLES"]
-    share = macs / (cycles * device.config.peak_macs) if cycles else 0.0
+    run: str, what: str, units: int, counters: dict[str, int], operations: Sequence[Operation], rate: float,
+    seconds: float, device: Device,
+) -> Row:  # fmt: skip
+    cycles, config = counters["CYCLES"], device.config
+    share = total(operations).macs / (cycles * config.peak_macs) if cycles else 0.0
     return Row(
-        run=run, what=what, units=units, cycles=cycles, roofline_cycles=least, mac_utilization=share,
-        seconds=seconds, total_seconds=seconds, counters=dict(counters),
+        run=run, what=what, units=units, cycles=cycles, roofline_cycles=roofline(operations, config, rate),
+        mac_utilization=share, seconds=seconds, total_seconds=seconds, counters=dict(counters),
     )  # fmt: skip
 
 
@@ -250,7 +342,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--row", action="append", metavar="N", help="without RUN: this row of the table; may be given several times"
     )
     parser.add_argument("--shape", action="append", metavar="MxKxN", help="gemm: the shape; may be given several times")
-    parser.add_argument("--weights", default="int8", metavar="FORMAT", help="int8 (default: %(default)s)")
+    parser.add_argument("--weights", default="int8", metavar="FORMAT", help="int8 or int4 (default: %(default)s)")
+    parser.add_argument(
+        "--activations", type=int, default=8, metavar="BITS", help="decode, prefill: 8 or 16 (default: %(default)s)"
+    )
     parser.add_argument("--result", default="int32", choices=RESULTS, help="gemm: int32, or int8 with a scale per row")
     parser.add_argument(
         "--model", metavar="PATH|random:...", help="decode, prefill: the model (default: the built-in one)"
@@ -261,6 +356,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--tokens", type=int, metavar="N", help="decode: measure the last N (default: all after a short prompt)"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="decode: prompts that go on together (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="run the golden model as well: results and memory must be equal"
     )
     add_device(parser, default="rtl")
     add_output(parser)
@@ -287,8 +388,6 @@ def check(arguments: argparse.Namespace) -> Bench:
     """Check the options of a single run."""
     from tilewright.cli.options import memory_model
 
-    if arguments.weights not in GEMM_WEIGHTS:
-        raise InputError(f"weights must be one of {', '.join(GEMM_WEIGHTS)}, not {arguments.weights!r}")
     if arguments.row:
         raise InputError("row must be given without a RUN: it names a row of the whole table")
     for name in ("context", "tokens"):
@@ -302,9 +401,12 @@ def check(arguments: argparse.Namespace) -> Bench:
         run=arguments.run_kind,
         shapes=[parse_shape(text) for text in arguments.shape or SHAPES],
         quantised=arguments.result == "int8",
+        formats=Formats(weights=arguments.weights, activations=arguments.activations),
         model=arguments.model,
         context=arguments.context,
         tokens=arguments.tokens,
+        batch=_check_batch(arguments.batch),
+        golden=arguments.check,
     )
     if is_random(bench.model):
         assert bench.model is not None
@@ -312,6 +414,12 @@ def check(arguments: argparse.Namespace) -> Bench:
     elif bench.model is not None and not Path(bench.model).exists():
         raise InputError(f"no such file or folder: {bench.model}")
     return bench
+
+
+def _check_batch(batch: int) -> int:
+    if check_batch(batch) > MAX_BATCH:
+        raise InputError(f"batch must be at most {MAX_BATCH}, not {batch}")
+    return batch
 
 
 def measure(bench: Bench, progress: Progress) -> list[Row]:
@@ -355,7 +463,8 @@ def _table(bench: Bench, rows: list[Row]) -> str:
         for row in rows
     ]
     title = f"{bench.config.name} on the {bench.device} device, {bench.memory.latency} cycles of memory latency"
-    return f"{title}\n\n{table([head, *lines])}"
+    causes = describe([(f"{row.run} {row.what}", row.counters) for row in rows])
+    return "\n\n".join([title, table([head, *lines]), *([causes] if causes else [])])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,9 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from tilewright.compiler.emit import Emitter, Region
 from tilewright.compiler.gemm import Product
 from tilewright.compiler.image import MAX_K
-from tilewright.compiler.layout import MemoryMap, address, ceil_div, pack_activations, pack_tiles, round_up
+from tilewright.compiler.layout import MemoryMap, address, ceil_div, pack_activations, round_up
 from tilewright.devices import open_device
-from tilewright.formats import bf16_field, f24, f24_bits
+from tilewright.formats import GROUP, bf16_field, f24, f24_bits
 from tilewright.model import Floats
 from tilewright.runtime import check_identity, run_program, set_bases
 from tilewright_hw.arch import AcceleratorConfig, Device, InputError
@@ -64,37 +64,59 @@ def _int8_matrix(x: ArrayLike, name: str) -> NDArray[np.int8]:
     return array
 
 
-def matmul(a: ArrayLike, b: ArrayLike, device: Device | str | None = None) -> NDArray[np.int32]:
+def matmul(
+    a: ArrayLike, b: ArrayLike, device: Device | str | None = None, *, group_scales: ArrayLike | None = None
+) -> NDArray[np.int32]:
     """Return a @ b on the device: int8 (m, k) times int8 (k, n) into int32 (m, n), wrapping modulo 2**32.
 
-    InputError if types or shapes do not fit or k is above 131,071; DeviceError if the device stops.
+    Parameters
+    ----------
+    a : int8 array (m, k)
+        Rows.
+    b : int8 array (k, n)
+        Weights. k is at most 131,071.
+    device : Device or str, optional
+        An open device or the name of one; None: the golden model.
+    group_scales : integer array (ceil(k / 32), n), optional
+        b lies in memory in four bits: its values are -8 to 7, and those of 32 rows share one scale of 0 to 15 in each
+        column. The product is that of a and scale * b. `tilewright.int4` makes both (transposed) of floats.
+
+    Raises
+    ------
+    InputError
+        Types, shapes or values do not fit.
+    DeviceError
+        The device stops.
     """
-    return matmul_counted(a, b, device)[0]
+    return matmul_counted(a, b, device, group_scales=group_scales)[0]
 
 
 def matmul_counted(
-    a: ArrayLike, b: ArrayLike, device: Device | str | None = None
+    a: ArrayLike, b: ArrayLike, device: Device | str | None = None, *, group_scales: ArrayLike | None = None
 ) -> tuple[NDArray[np.int32], dict[str, int]]:
     """Return `matmul` and the device's counters."""
-    device, job, counters = _multiply(a, b, device)
+    device, job, counters = _multiply(a, b, device, group_scales)
     raw = device.read_memory(job.result.start, job.result.size).view(np.int32)
     return raw.reshape(job.m, -1)[:, : job.n].copy(), counters
 
 
-def matmul_quantised(a: ArrayLike, b: ArrayLike, device: Device | str | None = None) -> tuple[NDArray[np.int8], Floats]:
-    """Return a @ b quantised per row: int8 (m, n) and float32 scales (m,), with a @ b about q * scales[:, None].
+def matmul_quantised(
+    a: ArrayLike, b: ArrayLike, device: Device | str | None = None, *, group_scales: ArrayLike | None = None
+) -> tuple[NDArray[np.int8], Floats]:
+    """Return the product of `matmul` quantised per row: int8 (m, n) and float32 scales (m,).
 
-    A row's scale is its largest magnitude / 127 in F24, as docs/numerics.md defines QSCALE. InputError as for `matmul`,
-    and if a row of the result does not fit a bank of accumulators; DeviceError if the device stops.
+    The product is about q * scales[:, None]. A row's scale is its largest magnitude / 127 in F24, as docs/numerics.md
+    defines QSCALE. InputError as for `matmul`, and if a row of the result does not fit a bank of accumulators;
+    DeviceError if the device stops.
     """
-    return matmul_quantised_counted(a, b, device)[:2]
+    return matmul_quantised_counted(a, b, device, group_scales=group_scales)[:2]
 
 
 def matmul_quantised_counted(
-    a: ArrayLike, b: ArrayLike, device: Device | str | None = None
+    a: ArrayLike, b: ArrayLike, device: Device | str | None = None, *, group_scales: ArrayLike | None = None
 ) -> tuple[NDArray[np.int8], Floats, dict[str, int]]:
     """Return `matmul_quantised` and the device's counters."""
-    device, job, counters = _multiply(a, b, device, quantise=True)
+    device, job, counters = _multiply(a, b, device, group_scales, quantise=True)
     assert job.scales is not None
     raw = device.read_memory(job.result.start, job.result.size).view(np.int8)
     scales = device.read_memory(job.scales.start, job.scales.size).view(np.float32)
@@ -102,7 +124,7 @@ def matmul_quantised_counted(
 
 
 def _multiply(
-    a: ArrayLike, b: ArrayLike, device: Device | str | None, *, quantise: bool = False
+    a: ArrayLike, b: ArrayLike, device: Device | str | None, group_scales: ArrayLike | None, *, quantise: bool = False
 ) -> tuple[Device, Product, dict[str, int]]:
     """Check the operands and run their product."""
     left, right = _int8_matrix(a, "a"), _int8_matrix(b, "b")
@@ -110,13 +132,30 @@ def _multiply(
         raise InputError(f"matmul: a has {left.shape[1]} columns and b {right.shape[0]} rows: they must be equal")
     if left.shape[1] > MAX_K:
         raise InputError(f"matmul: k must be at most {MAX_K}, not {left.shape[1]}")
+    groups = None if group_scales is None else _group_scales(group_scales, right)
     opened = _device(device)
-    job = Product(opened.config, left.shape[0], left.shape[1], right.shape[1], quantise=quantise)
+    job = Product(
+        opened.config, left.shape[0], left.shape[1], right.shape[1], quantise=quantise, int4=groups is not None
+    )
+    packed = job.pack(right.T, None if groups is None else groups.T)
     counters = _run(
-        opened, job.memory, job.emit(),
-        {"a": job.pad_rows(pack_activations(left, opened.config)), "b": pack_tiles(right.T, opened.config)},
-    )  # fmt: skip
+        opened, job.memory, job.emit(), {"a": job.pad_rows(pack_activations(left, opened.config)), "b": packed}
+    )
     return opened, job, counters
+
+
+def _group_scales(x: ArrayLike, b: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Check the scales of a b in four bits, and b's own values."""
+    scales, (k, n) = np.asarray(x), b.shape
+    if scales.dtype.kind not in "iu":
+        raise InputError(f"matmul: group_scales must be integers, not {scales.dtype}")
+    if scales.shape != (ceil_div(k, GROUP), n):
+        raise InputError(f"matmul: group_scales must have shape {(ceil_div(k, GROUP), n)}, not {scales.shape}")
+    for name, values, low, high in (("group_scales", scales, 0, 15), ("b with group_scales", b, -8, 7)):
+        bad = values[(values < low) | (values > high)]
+        if bad.size:
+            raise InputError(f"matmul: {name} must hold {low} to {high}, not {bad[0]}")
+    return scales.astype(np.uint8)
 
 
 def _float_rows(x: ArrayLike, name: str) -> tuple[Floats, tuple[int, ...]]:

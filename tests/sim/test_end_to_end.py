@@ -157,6 +157,27 @@ def test_a_run_has_a_cycle_limit() -> None:
         run_program(device, 0, 5000)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("memory", [tw.MemoryModel(), STALLS], ids=["no stalls", "stalls"])
+def test_products_in_four_bits(config: str, memory: tw.MemoryModel) -> None:
+    """Random shapes, int32 and quantised results: NumPy's, and the golden model's."""
+    seed = 17
+    rng = np.random.default_rng(seed)
+    device, golden = (tw.open_device(n, CONFIGS[config], memory=memory) for n in ("rtl", "golden"))
+    for _ in range(10):
+        m, k, n = (int(rng.integers(1, limit)) for limit in (70, 600, 200))
+        a = rng.integers(-128, 128, (m, k), dtype=np.int8)
+        q, g = rng.integers(-8, 8, (k, n), dtype=np.int8), rng.integers(0, 16, (-(-k // 32), n))
+        expected = a.astype(np.int64) @ (np.repeat(g, 32, axis=0)[:k] * q)
+        shape = f"{m}x{k}x{n} seed {seed}"
+        result = tw.ops.matmul(a, q, device, group_scales=g)
+        np.testing.assert_array_equal(result, expected, err_msg=shape)
+        pairs = [tw.ops.matmul_quantised(a, q, d, group_scales=g) for d in (device, golden)]
+        for got, wanted in zip(*pairs, strict=True):
+            np.testing.assert_array_equal(got, wanted, err_msg=shape)
+
+
 @pytest.mark.parametrize("config", ["default", "tiny"])
 def test_single_operations(config: str) -> None:
     seed = 11
@@ -167,6 +188,10 @@ def test_single_operations(config: str) -> None:
         b = rng.integers(-128, 128, (k, n), dtype=np.int8)
         expected = a.astype(np.int32) @ b.astype(np.int32)
         np.testing.assert_array_equal(tw.ops.matmul(a, b, device), expected, err_msg=f"{m}x{k}x{n} seed {seed}")
+        scales = rng.integers(0, 16, (-(-k // 32), n))
+        expected = a.astype(np.int32) @ (np.repeat(scales, 32, axis=0)[:k] * (b >> 4))
+        result = tw.ops.matmul(a, b >> 4, device, group_scales=scales)
+        np.testing.assert_array_equal(result, expected, err_msg=f"int4 {m}x{k}x{n} seed {seed}")
     x = (rng.normal(size=(9, 37)) * 4).astype(np.float32)
     w = rng.normal(size=37).astype(np.float32)
     for f in (

@@ -12,7 +12,12 @@ import pytest
 import reference
 
 import tilewright as tw
+from tilewright.int4 import search
 
+ODD = tw.AcceleratorConfig(
+    rows=6, cols=10, lanes=2, bus_bits=32, ingest=1, acc_rows=256, act_words=64, weight_fifo_bytes=2048,
+    stream_fifo_bytes=1024,
+)  # fmt: skip
 IDS = [256, *np.random.default_rng(7).integers(0, 256, 40).tolist()]
 
 
@@ -187,6 +192,42 @@ def test_matmul() -> None:
     result = tw.ops.matmul(a, b)
     assert result.dtype == np.int32
     assert np.array_equal(result, a.astype(np.int64) @ b.astype(np.int64))
+
+
+@pytest.mark.parametrize("config", ["tiny", "edge", "default", "large", ODD], ids=str)
+def test_matmul_in_four_bits(config: str | tw.AcceleratorConfig) -> None:
+    """Of any shape; also where the reduction is cut into parts (ODD: 32 words of 6 hold half of the activations)."""
+    seed = 5
+    random = np.random.default_rng(seed)
+    for _ in range(8):
+        m, k, n = (int(random.integers(1, limit)) for limit in (9, 700, 70))
+        a = random.integers(-128, 128, (m, k), dtype=np.int8)
+        q = random.integers(-8, 8, (k, n), dtype=np.int8)
+        g = random.integers(0, 16, (-(-k // 32), n))
+        expected = a.astype(np.int64) @ (np.repeat(g, 32, axis=0)[:k] * q)
+        result = tw.ops.matmul(a, q, tw.open_device("golden", config), group_scales=g)
+        assert np.array_equal(result, expected), f"{m}x{k}x{n}, seed {seed}"
+
+
+def test_matmul_of_quantised_floats() -> None:
+    """`int4.search` gives what the operation takes; the result is near that of the floats."""
+    random = np.random.default_rng(2)
+    w = random.normal(size=(24, 96)).astype(np.float32)
+    a = random.integers(-128, 128, (3, 96), dtype=np.int8)
+    four = search(w)
+    result = tw.ops.matmul(a, four.q.T, group_scales=four.g.T) * four.scale
+    assert np.array_equal(result, (a.astype(np.int64) @ four.int8().T) * four.scale)
+    exact = a.astype(np.float64) @ w.T
+    assert np.linalg.norm(result - exact) < 0.15 * np.linalg.norm(exact)
+
+
+def test_matmul_quantised_in_four_bits() -> None:
+    random = np.random.default_rng(3)
+    a = random.integers(-128, 128, (5, 70), dtype=np.int8)
+    q, g = random.integers(-8, 8, (70, 9), dtype=np.int8), random.integers(0, 16, (3, 9))
+    result, scales = tw.ops.matmul_quantised(a, q, group_scales=g)
+    expected = a.astype(np.int64) @ (np.repeat(g, 32, axis=0)[:70] * q)
+    assert np.all(np.abs(result * scales[:, None].astype(np.float64) - expected) <= 0.51 * scales[:, None])
 
 
 def test_softmax() -> None:

@@ -403,7 +403,10 @@ def test_an_empty_prompt_without_bos(refused: Refused, folder: Path) -> None:
         (["bench", "decode", "--model", "random:dim=8"], "random:dim=8: ffn, heads, vocab must be given"),
         (["bench", "decode", "--model", "random:dim=8,size=3"], "a random model is written like random:dim="),
         (["bench", "decode", "--model", "random:dim=x"], "dim must be an integer from 0 on, not 'x'"),
-        (["bench", "gemm", "--weights", "int3"], "weights must be one of int8, not 'int3'"),
+        (["bench", "gemm", "--weights", "int3"], "weights must be int8 or int4, not 'int3'"),
+        (["bench", "decode", "--activations", "9"], "activations must be 8 or 16, not 9"),
+        (["bench", "decode", "--batch", "0"], "batch must be a positive integer, not 0"),
+        (["bench", "decode", "--batch", "9"], "batch must be at most 8, not 9"),
         (["bench", "gemm", "--row", "2"], "row must be given without a RUN"),
         (["bench", "decode", "--tokens", "0"], "tokens must be at least 1, not 0"),
         (["bench", "--row", "12"], "row must be one of 1, 2, 3"),
@@ -468,6 +471,21 @@ def test_matmul_operands(a: Any, b: Any, message: str) -> None:
     with pytest.raises(tw.InputError) as error:
         tw.ops.matmul(a, b)
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("b", "scales", "message"),
+    [
+        (np.zeros((33, 2), np.int8), np.zeros((2, 2)), "group_scales must be integers, not float64"),
+        (np.zeros((33, 2), np.int8), np.zeros((1, 2), int), "group_scales must have shape (2, 2), not (1, 2)"),
+        (np.zeros((33, 2), np.int8), np.full((2, 2), 16), "group_scales must hold 0 to 15, not 16"),
+        (np.full((33, 2), 8, np.int8), np.ones((2, 2), int), "b with group_scales must hold -8 to 7, not 8"),
+    ],
+)
+def test_matmul_in_four_bits(b: Any, scales: Any, message: str) -> None:
+    with pytest.raises(tw.InputError) as error:
+        tw.ops.matmul(np.zeros((1, 33), np.int8), b, group_scales=scales)
+    assert str(error.value) == f"matmul: {message}"
 
 
 @pytest.mark.parametrize("value", [[1.0, np.nan], ["a"], 3.0, [[]]])

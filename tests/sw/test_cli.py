@@ -340,9 +340,14 @@ def test_doctor(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("words", "what"), [
     (("gemm", "--shape", "5x20x9"), "5x20x9"),
     (("gemm", "--shape", "5x20x9", "--result", "int8"), "5x20x9, int8 result"),
+    (("gemm", "--shape", "5x40x9", "--weights", "int4", "--check"), "5x40x9, int4 weights"),
     (("decode", "--context", "10"), "fairytales, context 10"),
     (("decode", "--model", "random:dim=16,ffn=24,heads=2,vocab=40", "--context", "9", "--tokens", "2"), "context 9"),
+    (("decode", "--model", "random:dim=16,ffn=24,heads=2,vocab=40", "--context", "9", "--tokens", "2", "--batch", "3",
+      "--check"), "context 9, 3 together"),
     (("prefill", "--context", "7"), "fairytales, 7 tokens"),
+    (("prefill", "--model", "random:dim=16,ffn=24,heads=2,vocab=40", "--context", "7", "--weights", "int4",
+      "--activations", "16"), ", int4 weights, 16 bits of activations, 7 tokens"),
 ])  # fmt: skip
 def test_bench(command: Command, words: tuple[str, ...], what: str) -> None:
     done = command("bench", *words, "--device", "golden")

@@ -1,19 +1,21 @@
-"""Tiling of one int8 matrix product: which rows and output tiles each pass takes, and what is done with the result."""
+"""Tiling of one matrix product: which rows and output tiles each pass takes, and what is done with the result."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import ceil, gcd, lcm, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.compiler.emit import Emitter, Region
-from tilewright.compiler.layout import MemoryMap, TiledMatrix, address, ceil_div, round_up
-from tilewright.formats import f24_bits
+from tilewright.compiler.image import MAX_K_INT4
+from tilewright.compiler.int4 import Int4Matrix, pack_int4
+from tilewright.compiler.layout import MemoryMap, TiledMatrix, address, ceil_div, pack_tiles, round_up
+from tilewright.formats import GROUP, f24_bits
 from tilewright_hw.arch import AcceleratorConfig, InputError
-from tilewright_hw.arch.isa import BYTES, Dest, Element, LoadDest, Op, Reduce, Scale, Source
+from tilewright_hw.arch.isa import BYTES, Dest, Element, LoadDest, Op, Reduce, Scale, Source, WeightFormat
 
 INSTRUCTIONS = 4
 """Of a pass: WEIGHT, MATMUL, VECTOR, STORE."""
@@ -38,8 +40,8 @@ class Product:
     """The program of one matrix product (m, k) @ (k, n): blocks of rows, and in each passes over the output tiles.
 
     A block of rows stays in the activation buffer while every weight tile passes once; what does not fit it along k is
-    cut. A pass fills one accumulator bank, which is drained while the next pass fills the other. The last pass is cut
-    in rows, so that little is left to store after it.
+    cut into parts, and b lies in memory part by part. A pass fills one accumulator bank, which is drained while the
+    next pass fills the other. The last pass is cut in rows, so that little is left to store after it.
 
     Parameters
     ----------
@@ -49,21 +51,28 @@ class Product:
         Shape.
     quantise : bool
         Store each row as int8 with one float32 scale (QSCALE), not as int32.
+    int4 : bool
+        b is in four bits, with scales of groups (docs/architecture.md); the result is that of the int8 g * q.
     """
 
-    def __init__(self, config: AcceleratorConfig, m: int, k: int, n: int, *, quantise: bool = False) -> None:
+    def __init__(
+        self, config: AcceleratorConfig, m: int, k: int, n: int, *, quantise: bool = False, int4: bool = False
+    ) -> None:
         self.config, self.m, self.n, self.quantise = config, m, n, quantise
-        self.shape = TiledMatrix(n, k, config)
+        self.matrix = Int4Matrix if int4 else TiledMatrix
+        self.shape = self.matrix(n, k, config)
         self.memory = MemoryMap()
         # Runs of activation words are whole bus words: parts of a row are cut and padded to multiples of this.
         self.align = max(1, config.bus_bytes // config.row_slot)
         self.row_words = round_up(self.shape.k_tiles, self.align)
         self.row_bytes = self.row_words * config.row_slot
-        self.k_step = min(self.row_words, config.act_words // 2 // self.align * self.align)
+        self.k_step = self._k_step()
+        self.starts = range(0, k, self.k_step * config.rows)
+        self.parts = [self.matrix(n, min(self.starts.step, k - at), config) for at in self.starts]
         self.overhead = config.rows + config.cols + PASS_OVERHEAD
         self.block = self._block_rows()
         self.a = self.memory.add("a", m * self.row_bytes)
-        self.b = self.memory.add("b", self.shape.bytes)
+        self.b = self.memory.add("b", sum(part.bytes for part in self.parts))
         self.stride = round_up(n if quantise else 4 * n, config.bus_bytes)
         self.result = self.memory.add("result", m * self.stride)
         self.scales = self.memory.add("scales", 4 * m) if quantise else None
@@ -72,12 +81,20 @@ class Product:
         self._half, self._stat = 1, 0
         self._held = (-1, -1, 0)  # what the activation buffer's half holds: block, first word of k, rows
 
+    def _k_step(self) -> int:
+        """Return the most tiles along k of a part."""
+        config, unit, most = self.config, self.align, self.config.act_words // 2
+        if self.matrix is Int4Matrix:  # a part is whole groups, and its rows are an operand
+            unit = lcm(unit, GROUP // gcd(GROUP, config.rows))
+            most = min(most, MAX_K_INT4 // config.rows)
+        return min(self.row_words, most // unit * unit)
+
     def _block_rows(self) -> int:
         """Return the rows of a block."""
         config, nt = self.config, self.shape.n_tiles
         # Rows that keep the array busy for twice as long as the bus needs for a tile; with more the first pass starts
         # later, and with fewer the bus is the limit.
-        best = max(2 * config.tile_bytes // config.bus_bytes, 8)
+        best = max(2 * self.shape.column_bytes // (config.bus_bytes * self.shape.k_tiles), 8)
         most = min(best, config.acc_rows, config.act_words // 2 // self.k_step)
         if self.quantise:
             if nt > config.acc_rows or self.n > 65535:
@@ -116,7 +133,7 @@ class Product:
         if self.quantise:  # whole rows
             return nt
         most = max(1, min(nt, config.acc_rows // rows))
-        bus = kt * config.tile_bytes // config.bus_bytes  # cycles per output tile
+        bus = self.shape.column_bytes // config.bus_bytes  # cycles per output tile
         multiply = max(bus, kt * max(rows, config.rows // config.ingest))
         drain = rows * config.cols // config.lanes
         # Two passes share the banks: while one drains, the other must not be over.
@@ -148,11 +165,26 @@ class Product:
         """Pad packed rows (m, words, row_slot) with zero words to whole bus words."""
         return np.pad(packed, ((0, 0), (0, self.row_words - packed.shape[1]), (0, 0)))
 
+    def pack(self, b: NDArray[np.int8], groups: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """Return b, int8 (n, k), as it lies in memory; in four bits with the scales `groups` (n, ceil(k / 32))."""
+        packed = []
+        for part, at in zip(self.parts, self.starts, strict=True):
+            columns = b[:, at : at + part.k]
+            if isinstance(part, Int4Matrix):
+                assert groups is not None
+                scales = groups[:, at // GROUP : ceil_div(at + part.k, GROUP)]
+                packed.append(pack_int4(columns, scales, self.config).reshape(-1))
+            else:
+                packed.append(pack_tiles(columns, self.config).reshape(-1))
+        return np.concatenate(packed)
+
     def emit(self) -> Emitter:
         """Emit all passes."""
         for p in self.passes():
-            for k0 in range(0, self.shape.k_tiles, self.k_step):
-                self._multiply(p, k0, min(self.k_step, self.shape.k_tiles - k0))
+            start = self.b.start
+            for number, part in enumerate(self.parts):
+                self._multiply(p, number * self.k_step, part, start)
+                start += part.bytes
             if self.quantise:
                 self._store_quantised(p)
             else:
@@ -185,13 +217,14 @@ class Product:
             **run, **address(at),
         )  # fmt: skip
 
-    def _multiply(self, p: Pass, k0: int, depth: int) -> None:
-        tile = self.config.tile_bytes
-        start = self.b.start + p.tile * self.shape.column_bytes + k0 * tile
+    def _multiply(self, p: Pass, k0: int, part: TiledMatrix, start: int) -> None:
+        """Multiply by a part of b that lies at `start`; its first tile along k is `k0`."""
+        depth, run = part.k_tiles, part.column_bytes
         act = self._activations(p, k0, depth)
+        form = {"format": WeightFormat.INT4, "rows": part.rows} if isinstance(part, Int4Matrix) else {}
         self.e.emit(
-            Op.WEIGHT, [self.b], [], "tiles of b", bytes=depth * tile, count=p.tiles,
-            stride=self.shape.column_bytes, **address(start),
+            Op.WEIGHT, [self.b], [], "tiles of b", bytes=run, count=p.tiles, stride=run, **form,
+            **address(start + p.tile * run),
         )  # fmt: skip
         self.e.emit(
             Op.MATMUL, [act], [self._sums(p)], "product", k=depth, n=p.tiles, groups=1,
