@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
@@ -19,9 +20,11 @@ from tilewright.embedding import Recipe, read_recipe
 from tilewright.formats import DEFAULT, Formats
 from tilewright.importers import load_checkpoint
 from tilewright.model import Checkpoint, Floats, ModelSpec
+from tilewright.request import Options, Request, check_request, read_defaults
 from tilewright.roofline import Work, model_operations, roofline, total
 from tilewright.runtime import Engine
 from tilewright.sampling import Sampler, Sampling
+from tilewright.text import TextStream
 from tilewright.tokenizer import HuggingFaceTokenizer, Tokenizer, load_tokenizer
 from tilewright_hw.arch import AcceleratorConfig, Device, InputError
 
@@ -75,7 +78,8 @@ class Check:
 class Generation:
     """A generated text: only what is new, without the prompt.
 
-    `finish_reason` is 'eos', 'length' (of the request or the context) or 'stop' (a stop string).
+    `finish_reason` is 'eos', 'length' (of the request or the context) or 'stop' (a stop string or token). `sampling` is
+    how it was chosen, the model's defaults included.
     """
 
     text: str
@@ -83,6 +87,7 @@ class Generation:
     finish_reason: str
     stats: Stats
     check: Check | None = None
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 class Model:
@@ -119,6 +124,7 @@ class Model:
         self.name, self.spec, self.tokenizer, self.formats = checkpoint.name, checkpoint.spec, tokenizer, formats
         self.batch = check_batch(batch)
         self.recipe, self._vectors_equal = recipe_of(checkpoint), True
+        self.defaults = read_defaults(checkpoint.files)
         self._checkpoint, self._tiling = checkpoint, tiling
         self.engine = Engine(checkpoint, device, tiling, progress, formats=formats)
         self.golden: Engine | None = None
@@ -146,9 +152,8 @@ class Model:
         self.close()
 
     def generate(
-        self, prompt: str | Sequence[int] | Sequence[str], max_new_tokens: int = 64, *, temperature: float = 0.0,
-        top_k: int = 0, top_p: float = 1.0, seed: int = 0, stop: str | Sequence[str] = (),
-    ) -> Generation | list[Generation]:  # fmt: skip
+        self, prompt: str | Sequence[int] | Sequence[str], max_new_tokens: int = 64, **options: Unpack[Options]
+    ) -> Generation | list[Generation]:
         """Continue a prompt (text, or token ids), or each of a list of texts.
 
         Parameters
@@ -157,10 +162,15 @@ class Model:
             Text, token ids (used as they are), or several texts.
         max_new_tokens : int
             At most so many new tokens; at least one.
-        temperature, top_k, top_p, seed
-            See `Sampling`; greedy by default.
+        temperature, top_k, top_p, repetition_penalty : float, int, float, float
+            See `Sampling`. Where one is not given, the model's generation_config.json says it; without one, the most
+            probable token is taken.
+        seed : int
+            Seed of the random numbers.
         stop : str or sequence of str
-            The text ends before the first of these.
+            The text ends before the one of these that is complete first.
+        stop_tokens : sequence of int
+            Tokens that end the text, besides the model's own.
 
         Returns
         -------
@@ -174,12 +184,13 @@ class Model:
             The device stopped.
         """
         if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(p, (str, list, tuple)) for p in prompt):
-            sampling, stops = check_options(max_new_tokens, temperature, top_k, top_p, seed, stop)
-            ids = [self._prompt_ids(p) for p in prompt]
-            runs = [Run(self, each, max_new_tokens, sampling, stops) for each in ids]
+            runs = [self.start(each, max_new_tokens, **options) for each in prompt]
             self._together(runs)
             return [run.result() for run in runs]
-        return self._generate(prompt, max_new_tokens, temperature, top_k, top_p, seed, stop)
+        run = self.start(prompt, max_new_tokens, **options)
+        for _ in run:
+            pass
+        return run.result()
 
     def embed(self, texts: Sequence[str]) -> Floats:
         """Return the vectors of some texts, float32 (texts, dim), as the model's own files say.
@@ -266,33 +277,21 @@ class Model:
                 self._checkpoint, self.golden.device, self._tiling, sequences=sequences, formats=self.formats
             )
 
-    def _generate(
-        self, prompt: str | Sequence[int] | Sequence[str], max_new_tokens: int, temperature: float, top_k: int,
-        top_p: float, seed: int, stop: str | Sequence[str],
-    ) -> Generation:  # fmt: skip
-        run = self.start(
-            prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop
-        )
-        for _ in run:
-            pass
-        return run.result()
-
     def stream(
-        self, prompt: str | Sequence[int], max_new_tokens: int = 64, *, temperature: float = 0.0, top_k: int = 0,
-        top_p: float = 1.0, seed: int = 0, stop: str | Sequence[str] = (),
-    ) -> Iterator[str]:  # fmt: skip
-        """Yield pieces of the continuation's text as they are made; options and errors as in `generate`."""
-        return iter(
-            self.start(prompt, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, stop=stop)
-        )
+        self, prompt: str | Sequence[int], max_new_tokens: int = 64, **options: Unpack[Options]
+    ) -> Iterator[str]:
+        """Yield pieces of the continuation's text as they are made; options and errors as in `generate`.
+
+        Nothing of a stop string, and no half of a character, is among them.
+        """
+        return iter(self.start(prompt, max_new_tokens, **options))
 
     def start(
-        self, prompt: str | Sequence[int] | Sequence[str], max_new_tokens: int = 64, *, temperature: float = 0.0,
-        top_k: int = 0, top_p: float = 1.0, seed: int = 0, stop: str | Sequence[str] = (),
-    ) -> Run:  # fmt: skip
+        self, prompt: str | Sequence[int] | Sequence[str], max_new_tokens: int = 64, **options: Unpack[Options]
+    ) -> Run:
         """Check the request and return a `Run`: iterate it for text, then ask for its `result()`."""
-        sampling, stops = check_options(max_new_tokens, temperature, top_k, top_p, seed, stop)
-        return Run(self, self._prompt_ids(prompt), max_new_tokens, sampling, stops)
+        request = check_request(max_new_tokens, self.defaults, vocab=self.spec.vocab, **options)
+        return Run(self, self._prompt_ids(prompt), request)
 
     def _prompt_ids(self, prompt: str | Sequence[int] | Sequence[str]) -> list[int]:
         check_continues(self._checkpoint)
@@ -311,14 +310,12 @@ class Model:
 class Run:
     """One generation under way; iterate for pieces of text."""
 
-    def __init__(
-        self, model: Model, prompt: list[int], max_new_tokens: int, sampling: Sampling, stops: tuple[str, ...]
-    ) -> None:
-        self.model, self.prompt, self.limit, self.stops = model, prompt, max_new_tokens, stops
-        self.sampler, self.golden_sampler = Sampler(sampling), Sampler(sampling)
+    def __init__(self, model: Model, prompt: list[int], request: Request) -> None:
+        self.model, self.prompt, self.request = model, prompt, request
+        self.sampler, self.golden_sampler = Sampler(request.sampling), Sampler(request.sampling)
         self.sequence = 0
         self.token_ids: list[int] = []
-        self.text = ""
+        self._text = TextStream(model.tokenizer, prompt, request.stop)
         self.finish_reason = ""
         self.tokens_equal = True
         self.stats = Stats(prompt_tokens=len(prompt))
@@ -350,9 +347,9 @@ class Run:
 
     def take(self, logits: Floats, golden: Floats | None) -> None:
         """Choose the next token from logits that a batch gave, and from golden's."""
-        token = self.sampler(logits)
+        token = self.sampler(logits, self.seen)
         if golden is not None:
-            self.tokens_equal &= self.golden_sampler(golden) == token
+            self.tokens_equal &= self.golden_sampler(golden, self.seen) == token
         self._finish(token)
 
     def _finish(self, token: int) -> None:
@@ -372,9 +369,14 @@ class Run:
 
     def _next(self, engine: Engine, tokens: list[int], sampler: Sampler) -> int:
         """Return the token after these: the device's own choice where the largest logit is wanted."""
-        if sampler.sampling.temperature == 0:
+        if sampler.sampling.takes_the_largest:
             return engine.choose(tokens, self.sequence)
-        return sampler(engine.feed(tokens, sequence=self.sequence))
+        return sampler(engine.feed(tokens, sequence=self.sequence), self.seen)
+
+    @property
+    def seen(self) -> list[int]:
+        """The tokens of prompt and text so far."""
+        return self.prompt + self.token_ids
 
     def account(self, spent: dict[str, int], seconds: float, texts: Sequence[tuple[int, int]], *, prompt: bool) -> None:
         """Add this generation's share of what a run took.
@@ -400,11 +402,14 @@ class Run:
         if tokenizer is not None and token in tokenizer.eos:
             self.finish_reason = "eos"
             return True
+        if token in self.request.stop_tokens:
+            self.finish_reason = "stop"
+            return True
         self.token_ids.append(token)
         self.stats.new_tokens += 1
         full = len(self.prompt) + len(self.token_ids) >= self.model.spec.context + 1
         if (
-            len(self.token_ids) >= self.limit
+            len(self.token_ids) >= self.request.max_new_tokens
             or full
             or self.model.engine.positions[self.sequence] >= self.model.spec.context
         ):
@@ -414,21 +419,9 @@ class Run:
 
     def _new_text(self, final: bool) -> str:
         """Return the text that is certain by now and has not been given yet; finds stop strings."""
-        tokenizer = self.model.tokenizer
-        if tokenizer is None:
-            return ""
-        # Decoded with the prompt's last token, so that spaces between words are right.
-        head = tokenizer.decode(self.prompt)
-        whole = tokenizer.decode(self.prompt + self.token_ids)[len(head) :]
-        for stop in self.stops:
-            at = whole.find(stop)
-            if at >= 0:
-                whole, self.finish_reason, final = whole[:at], "stop", True
-        if not final:
-            whole = whole.rstrip("\ufffd")  # an unfinished character
-            keep = max((_overlap(whole, stop) for stop in self.stops), default=0)
-            whole = whole[: len(whole) - keep]
-        piece, self.text = whole[len(self.text) :], max(whole, self.text, key=len)
+        piece = self._text.update(self.token_ids, final=final)
+        if self._text.stopped:
+            self.finish_reason = "stop"
         return piece
 
     def result(self) -> Generation:
@@ -444,25 +437,9 @@ class Run:
         check = None
         if self.model.golden is not None:
             check = compare(engine.device, self.model.golden.device, engine.image.size, self.tokens_equal)
-        return Generation(self.text, self.token_ids, self.finish_reason, stats, check)
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return how many characters at the end of `text` may be the beginning of `stop`."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
-
-
-def check_options(
-    max_new_tokens: int, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0,
-    stop: str | Sequence[str] = (),
-) -> tuple[Sampling, tuple[str, ...]]:  # fmt: skip
-    """Return how to sample, and the stop strings; InputError names the option that is wrong."""
-    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
-        raise InputError(f"max_new_tokens must be a positive integer, not {max_new_tokens!r}")
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(s, str) and s for s in stops):
-        raise InputError(f"stop must be a string or several, none of them empty, not {stop!r}")
-    return Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed), stops
+        return Generation(
+            self._text.text, self.token_ids, self.finish_reason, stats, check, sampling=self.request.sampling
+        )
 
 
 def prompt_ids(prompt: str | Sequence[int] | Sequence[str], spec: ModelSpec, tokenizer: Tokenizer | None) -> list[int]:
@@ -578,6 +555,7 @@ def read_model(path: str | Path | None = None, tokenizer: str | Path | None = No
     checkpoint = load_checkpoint(path)
     found = load_tokenizer(path, checkpoint.spec.vocab, tokenizer)
     recipe_of(checkpoint)
+    read_defaults(checkpoint.files)
     checkpoint.check()
     return checkpoint, found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,9 @@ class Sampling:
         Only the k most probable tokens; 0: all.
     top_p : float
         Only the smallest set of most probable tokens whose probability reaches p; 1: all.
+    repetition_penalty : float
+        Logits of tokens that prompt or text hold already are divided by it where they are above 0, and multiplied
+        elsewhere (CTRL, arXiv:1909.05858); 1: nothing.
     seed : int
         Seed of the random numbers.
     """
@@ -30,21 +34,33 @@ class Sampling:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    repetition_penalty: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not _is_number(self.temperature) or not 0 <= self.temperature < float("inf"):
             raise InputError(f"temperature must be a number from 0 on, not {self.temperature!r}")
-        if not isinstance(self.top_k, int) or self.top_k < 0:
+        if not _is_integer(self.top_k) or self.top_k < 0:
             raise InputError(f"top_k must be an integer from 0 on, not {self.top_k!r}")
         if not _is_number(self.top_p) or not 0 < self.top_p <= 1:
             raise InputError(f"top_p must be above 0 and at most 1, not {self.top_p!r}")
-        if not isinstance(self.seed, int) or self.seed < 0:
+        if not _is_number(self.repetition_penalty) or not 0 < self.repetition_penalty < float("inf"):
+            raise InputError(f"repetition_penalty must be a number above 0, not {self.repetition_penalty!r}")
+        if not _is_integer(self.seed) or self.seed < 0:
             raise InputError(f"seed must be an integer from 0 on, not {self.seed!r}")
+
+    @property
+    def takes_the_largest(self) -> bool:
+        """Whether the choice is the largest logit as it comes: the device makes it."""
+        return self.temperature == 0 and self.repetition_penalty == 1
 
 
 def _is_number(x: object) -> bool:
-    return isinstance(x, (int, float, np.number))
+    return isinstance(x, (int, float, np.number)) and not isinstance(x, bool)
+
+
+def _is_integer(x: object) -> bool:
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
 
 
 class Sampler:
@@ -54,9 +70,10 @@ class Sampler:
         self.sampling = sampling
         self._random = np.random.Generator(np.random.PCG64(sampling.seed))
 
-    def __call__(self, logits: Floats) -> int:
-        """Return the next token for logits (vocab,)."""
+    def __call__(self, logits: Floats, seen: Sequence[int] = ()) -> int:
+        """Return the next token for logits (vocab,), where the tokens `seen` are in prompt and text."""
         s = self.sampling
+        logits = _penalised(logits, seen, s.repetition_penalty)
         if s.temperature == 0:
             return int(np.argmax(logits))
         order = np.argsort(-logits, kind="stable")[: s.top_k or None]
@@ -66,6 +83,14 @@ class Sampler:
             order, p = order[:keep], p[:keep] / p[:keep].sum()
         pick = int(np.searchsorted(np.cumsum(p), self._random.random(), side="right"))
         return int(order[min(pick, len(order) - 1)])
+
+
+def _penalised(logits: Floats, seen: Sequence[int], penalty: float) -> Floats:
+    if penalty == 1 or not len(seen):
+        return logits
+    at, out, factor = np.unique(np.asarray(seen, np.int64)), logits.copy(), np.float32(penalty)
+    out[at] = np.where(out[at] > 0, out[at] / factor, out[at] * factor)
+    return out
 
 
 def _softmax(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -63,6 +63,15 @@ class HuggingFaceTokenizer:
             ids.insert(0, self.bos)
         return ids
 
+    def encode_template(self, text: str) -> list[int]:
+        """Return the ids of a text that holds its special tokens itself; none are added."""
+        return [int(i) for i in self._fast.encode(text, add_special_tokens=False).ids]
+
+    def token_id(self, token: str) -> int | None:
+        """Return the id of a token by its text; None if there is none."""
+        found = self._fast.token_to_id(token)
+        return None if found is None else int(found)
+
     def encode_cut(self, text: str, most: int) -> tuple[list[int], bool]:
         """Return a text's ids as an encoder is given them, and whether it was cut to `most` of them.
 

@@ -47,6 +47,20 @@ def test_a_seed_is_a_sequence() -> None:
     assert first != third
 
 
+def test_a_repetition_penalty_divides_or_multiplies_once() -> None:
+    logits = np.array([2.0, 1.5, -1.0, -1.25], np.float32)
+    assert Sampler(Sampling(repetition_penalty=1.5))(logits, [0, 0]) == 1
+    assert Sampler(Sampling(repetition_penalty=1.25))(logits, [0, 0, 3]) == 0  # once, however often it was seen
+    assert Sampler(Sampling(repetition_penalty=2.0))(logits[2:], [0]) == 1
+    assert np.array_equal(logits, [2.0, 1.5, -1.0, -1.25])
+
+
+def test_what_the_device_may_choose() -> None:
+    assert Sampling(top_k=5, top_p=0.5).takes_the_largest
+    assert not Sampling(repetition_penalty=1.1).takes_the_largest
+    assert not Sampling(temperature=0.5).takes_the_largest
+
+
 def test_large_logits_do_not_overflow() -> None:
     sampler = Sampler(Sampling(temperature=1e-3))
     assert sampler(np.array([-1e30, 1e30, 0], np.float32)) == 1

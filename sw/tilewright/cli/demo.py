@@ -9,7 +9,7 @@ from pathlib import Path
 from tilewright.api import Generation
 from tilewright.cli.options import Commands, add_device, add_sampling, command, examples, read_prompt
 from tilewright.cli.progress import Progress
-from tilewright.cli.session import Request, check_line, load_model, write_text
+from tilewright.cli.session import Continuation, check_line, load_model, write_text
 from tilewright.cli.table import pairs
 from tilewright.cli.verilog import write
 from tilewright_hw.arch import InputError
@@ -41,18 +41,20 @@ def add(commands: Commands) -> None:
         "--max-new-tokens", type=int, default=77, metavar="N", help="length of the tale (default: %(default)s)"
     )
     add_device(parser, default="rtl")
-    add_sampling(parser, temperature=0.8, top_k=40, seed=SEED)
+    add_sampling(parser, temperature=0.8, top_k=40, top_p=1.0, repetition_penalty=1.0, seed=SEED)
     parser.add_argument(
         "-o", "--output", default="build/verilog", metavar="DIR", help="where the Verilog goes (default: %(default)s)"
     )
     parser.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
-    parser.set_defaults(model=None, stop=[], weights="int8", activations=8, override=[], tokenizer=None, check=True)
+    parser.set_defaults(
+        model=None, stop=[], stop_token=[], weights="int8", activations=8, override=[], tokenizer=None, check=True
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the tale, then the table; 1 if the golden model disagrees."""
     progress = Progress(arguments.quiet)
-    request = Request.check(arguments)
+    request = Continuation.check(arguments)
     prompt = read_prompt(arguments.prompt)
     with load_model(arguments, request, prompt, progress) as model:
         _write(f"\n{prompt}")

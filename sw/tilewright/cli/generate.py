@@ -13,12 +13,13 @@ from tilewright.cli.options import (
     add_model,
     add_output,
     add_sampling,
+    add_stops,
     command,
     examples,
     read_prompt,
 )
 from tilewright.cli.progress import Progress
-from tilewright.cli.session import Request, check_line, load_model, report, write_text
+from tilewright.cli.session import Continuation, check_line, load_model, report, write_text
 
 EXAMPLES = examples(
     ('tilewright generate --prompt "Once upon a time"', "the built-in model on the simulated gateware, greedily"),
@@ -45,9 +46,7 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, default=64, metavar="N", help="at most so many (default: %(default)s)"
     )
-    parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
-    )
+    add_stops(parser)
     add_device(parser, default="rtl")
     add_sampling(parser)
     parser.add_argument(
@@ -59,7 +58,7 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Generate; 1 if --check found a difference."""
     progress = Progress(arguments.quiet)
-    request = Request.check(arguments)
+    request = Continuation.check(arguments)
     prompt = read_prompt(arguments.prompt)
     with load_model(arguments, request, prompt, progress) as model:
         emit = _discard if arguments.json else _write

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from tilewright.devices import open_device
 from tilewright.formats import Formats
+from tilewright.request import Options
 from tilewright_hw.arch import AcceleratorConfig, Device, InputError
 from tilewright_hw.arch.memory_model import MemoryModel
 
@@ -88,17 +89,47 @@ def add_formats(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokenizer", metavar="FILE", help="instead of the one that comes with the model")
 
 
-def add_sampling(parser: argparse.ArgumentParser, temperature: float = 0.0, top_k: int = 0, seed: int = 0) -> None:
-    """Add --temperature, --top-k, --top-p and --seed."""
-    text = "(default: %(default)s)"
+def add_sampling(parser: argparse.ArgumentParser, seed: int = 0, **defaults: float) -> None:
+    """Add --temperature, --top-k, --top-p, --repetition-penalty and --seed; without defaults the model's own count."""
+
+    def add(name: str, kind: type, metavar: str, text: str, otherwise: str) -> None:
+        key = name.removeprefix("--").replace("-", "_")
+        shown = "%(default)s" if key in defaults else f"the model's generation_config.json, else {otherwise}"
+        parser.add_argument(
+            name, type=kind, default=defaults.get(key), metavar=metavar, help=f"{text} (default: {shown})"
+        )
+
+    add("--temperature", float, "T", "0 is greedy, above 0 samples", "0")
+    add("--top-k", int, "K", "only the K most probable tokens; 0: all", "0")
+    add("--top-p", float, "P", "only the most probable P", "1")
+    add("--repetition-penalty", float, "R", "above 1: tokens that were seen already become less probable", "1")
     parser.add_argument(
-        "--temperature", type=float, default=temperature, metavar="T", help=f"0 is greedy, above 0 samples {text}"
+        "--seed", type=int, default=seed, metavar="S", help="seed of the random numbers (default: %(default)s)"
+    )
+
+
+def add_stops(parser: argparse.ArgumentParser) -> None:
+    """Add --stop and --stop-token."""
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given several times"
     )
     parser.add_argument(
-        "--top-k", type=int, default=top_k, metavar="K", help=f"only the K most probable tokens; 0: all {text}"
+        "--stop-token", action="append", type=int, default=[], metavar="ID",
+        help="end at this token, as at the model's own; may be given several times",
+    )  # fmt: skip
+
+
+def sampling_options(arguments: argparse.Namespace) -> Options:
+    """Return what `add_sampling` and `add_stops` were given."""
+    return Options(
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        repetition_penalty=arguments.repetition_penalty,
+        seed=arguments.seed,
+        stop=arguments.stop,
+        stop_tokens=arguments.stop_token,
     )
-    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help=f"only the most probable P {text}")
-    parser.add_argument("--seed", type=int, default=seed, metavar="S", help=f"seed of the random numbers {text}")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

@@ -13,16 +13,15 @@ from tilewright.api import (
     Model,
     check_continues,
     check_fits,
-    check_options,
     prompt_ids,
     read_model,
 )
-from tilewright.cli.options import formats, memory_model, open_checked
+from tilewright.cli.options import formats, memory_model, open_checked, sampling_options
 from tilewright.cli.progress import Progress
 from tilewright.devices import device_kind
 from tilewright.formats import Formats
 from tilewright.model import Checkpoint
-from tilewright.sampling import Sampling
+from tilewright.request import Options, check_request
 from tilewright.tokenizer import Tokenizer
 from tilewright_hw.arch import AcceleratorConfig
 from tilewright_hw.arch.memory_model import MemoryModel
@@ -45,29 +44,22 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Request(Setup):
+class Continuation(Setup):
     """The same, and how a text is to be continued."""
 
-    sampling: Sampling
     max_new_tokens: int
-    stop: tuple[str, ...]
+    options: Options
 
     @classmethod
-    def check(cls, arguments: argparse.Namespace) -> Request:
+    def check(cls, arguments: argparse.Namespace) -> Continuation:
         """Check the options; InputError says which is wrong."""
         setup = Setup.check(arguments)
-        sampling, stops = check_options(
-            arguments.max_new_tokens,
-            arguments.temperature,
-            arguments.top_k,
-            arguments.top_p,
-            arguments.seed,
-            arguments.stop,
-        )
-        return cls(setup.config, setup.memory, setup.formats, sampling, arguments.max_new_tokens, stops)
+        options = sampling_options(arguments)
+        check_request(arguments.max_new_tokens, **options)
+        return cls(setup.config, setup.memory, setup.formats, arguments.max_new_tokens, options)
 
 
-def load_model(arguments: argparse.Namespace, request: Request, prompt: str, progress: Progress) -> Model:
+def load_model(arguments: argparse.Namespace, request: Continuation, prompt: str, progress: Progress) -> Model:
     """Read checkpoint and tokenizer, check the prompt and that the model fits, open the device, load: in this order."""
     checkpoint, tokenizer = read_model(arguments.model, arguments.tokenizer)
     check_continues(checkpoint)
@@ -93,19 +85,10 @@ def open_model(
 
 
 def write_text(
-    model: Model, request: Request, prompt: str, progress: Progress, emit: Callable[[str], None]
+    model: Model, request: Continuation, prompt: str, progress: Progress, emit: Callable[[str], None]
 ) -> Generation:
     """Generate, handing each piece of text to `emit` as it is made."""
-    s = request.sampling
-    run = model.start(
-        prompt,
-        request.max_new_tokens,
-        temperature=s.temperature,
-        top_k=s.top_k,
-        top_p=s.top_p,
-        seed=s.seed,
-        stop=request.stop,
-    )
+    run = model.start(prompt, request.max_new_tokens, **request.options)
     pieces = iter(run)
     with progress.stage(f"prompt read ({len(run.prompt)} tokens)"):
         first = next(pieces, "")
@@ -128,7 +111,7 @@ def check_line(check: Check, device: str, results: str = "tokens") -> str:
     return f"{'bit-exact' if check.exact else 'MISMATCH'}: golden gave {tokens} and {image}"
 
 
-def report(model: Model, request: Request, generation: Generation, weights: str) -> dict[str, Any]:
+def report(model: Model, request: Continuation, generation: Generation, weights: str) -> dict[str, Any]:
     """Return the object that --json prints."""
     stats, check = generation.stats, generation.check
     return {
@@ -155,7 +138,7 @@ def report(model: Model, request: Request, generation: Generation, weights: str)
         "overrides": dict(request.formats.overrides),
         "configuration": request.config.to_dict(),
         "memory": asdict(request.memory),
-        "sampling": asdict(request.sampling),
+        "sampling": asdict(generation.sampling),
         "check": None if check is None else asdict(check),
         "counters": stats.counters,
     }
