@@ -47,7 +47,7 @@ class ModuleNote:
     source : str
         The component's class.
     file : str
-        The Python file that describes it, from its package on.
+        The Python file that describes it, from its package on; empty if it was typed at a prompt.
     parameters : dict
         The component's parameters that are numbers, texts or truth values.
     instances : list of str
@@ -63,7 +63,7 @@ class ModuleNote:
     def comment(self) -> str:
         """Return lines of Verilog comment that go before the module."""
         made = ", ".join(f"{key} = {value}" for key, value in self.parameters.items())
-        lines = [f"{self.source} of {self.file}" + (f": {made}" if made else "")]
+        lines = [self.source + (f" of {self.file}" if self.file else "") + (f": {made}" if made else "")]
         if self.instances:
             more = f" and {len(self.instances) - 3} more" if len(self.instances) > 3 else ""
             lines.append(f"used as {', '.join(self.instances[:3])}{more}")
@@ -199,7 +199,14 @@ def _note(name: str, component: Component) -> ModuleNote:
         if isinstance(value, (int, str)) and not key.startswith("_") and key not in members
     }
     parameters = {key: value.name if isinstance(value, Enum) else value for key, value in parameters.items()}
-    file = inspect.getsourcefile(kind) or ""
+    return ModuleNote(name, kind.__name__, _source_file(kind), parameters)
+
+
+def _source_file(kind: type) -> str:
+    """Return the file that a class is in, from its package on: the same text wherever the package lies."""
+    try:
+        file = inspect.getsourcefile(kind) or ""
+    except (TypeError, OSError):  # a class of a prompt or of exec has none
+        return ""
     package = kind.__module__.split(".")[0]
-    short = file[file.rfind(f"/{package}/") + 1 :] if f"/{package}/" in file else file.rsplit("/", 1)[-1]
-    return ModuleNote(name, kind.__name__, short, parameters)
+    return file[file.rfind(f"/{package}/") + 1 :] if f"/{package}/" in file else file.rsplit("/", 1)[-1]

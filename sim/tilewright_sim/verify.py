@@ -123,12 +123,12 @@ class Synthesis:
 
     @property
     def block_rams(self) -> float:
-        """Block RAMs, in the family's own size: 18 kbit on ECP5, 36 kbit on xc7 (an 18-kbit one is a half)."""
+        """Block RAMs, in the family's own size: 36 kbit on xc7 (an 18-kbit one is a half), 18 kbit on the others."""
         return self._total.block_rams
 
     @property
     def lut_rams(self) -> int:
-        """Cells of LUT RAM: 16x4 bits on ECP5, several sizes on xc7."""
+        """Cells of LUT RAM: 16x4 bits on ECP5, several sizes on xc7 and Gowin."""
         pattern = "|".join(LUT_RAM[self.target])
         return sum(count for cell, count in self.cells.items() if re.fullmatch(pattern, cell))
 
@@ -174,6 +174,7 @@ class _Flow:
 _FLOWS: dict[Target, _Flow] = {
     "ecp5": _Flow("synth_ecp5 -top {top}", "map_ram", "map_ffram"),
     "xc7": _Flow("synth_xilinx -family xc7 -noiopad -flatten -top {top}", "map_memory", "map_ffram"),
+    "gowin": _Flow("synth_gowin -family gw2a -noiopads -top {top}", "map_ram", "map_ffram"),
 }
 
 # The design is flat from the family's first step on, so `check` sees loops and drivers across modules. `opt` comes
@@ -238,7 +239,7 @@ def synthesize(path: Path, target: Target, *, top: str = TOP, only_memories: boo
     ----------
     path : Path
         The Verilog.
-    target : {"ecp5", "xc7"}
+    target : {"ecp5", "xc7", "gowin"}
         The FPGA family.
     top : str
         The top module.

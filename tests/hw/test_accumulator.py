@@ -125,7 +125,7 @@ def test_one_bank_is_read_while_the_other_accumulates():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depth": 12}, "depth must be a power of two of at least 2, not 12"),
+        ({"depth": 12}, "depth must be a power of two, not 12"),
         ({"width": 33}, "width must be at most 32, not 33"),
         ({"cols": "4"}, "cols must be an integer, not '4'"),
     ],

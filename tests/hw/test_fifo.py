@@ -98,7 +98,7 @@ def test_ready_of_the_buffer_is_registered():
 
 @pytest.mark.parametrize(("depth", "kind"), [(1, ValueError), (2.0, TypeError), (True, TypeError)])
 def test_bad_depth(depth, kind):
-    with pytest.raises(kind, match=rf"^FIFO depth must be .*, not {depth!r}$"):
+    with pytest.raises(kind, match=rf"^depth must be .*, not {depth!r}$"):
         StreamFifo(8, depth)
 
 

@@ -76,6 +76,16 @@ def test_equal_components_are_one_module_with_all_ports():
     assert "[-1:0]" not in text
 
 
+def test_a_component_that_was_typed_at_a_prompt():
+    made = {"__name__": "prompt"}
+    exec("from amaranth.lib import wiring\n", made)
+    exec("class Own(wiring.Component):\n    i: wiring.In(1)\n    o: wiring.Out(1)\n", made)
+    exec("def elaborate(self, platform):\n    from amaranth import Module\n    return Module()\n", made)
+    made["Own"].elaborate = made["elaborate"]
+    _, notes = emit(made["Own"](), "own")
+    assert (notes[0].file, notes[0].comment()) == ("", "// Own\n")
+
+
 def test_what_clock_enables_reach_into_stays_whole():
     found = modules(export_block(Gated(), "top"))
     assert set(found) == {"top", "top_Gated", "top_Gated__adder"}

@@ -38,5 +38,5 @@ def test_lane_k_is_k_steps_late(width, count, step, share):
 
 @pytest.mark.parametrize(("name", "value"), [("count", 0), ("step", -1), ("count", 2.5)])
 def test_bad_parameters(name, value):
-    with pytest.raises(ValueError, match=rf"^Skew {name} must be a positive integer, not {value!r}$"):
+    with pytest.raises((TypeError, ValueError), match=rf"^{name} must be (at least 1|an integer), not {value!r}$"):
         Skew(8, **{"count": 4, "step": 1, name: value})

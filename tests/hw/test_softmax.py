@@ -134,7 +134,7 @@ def test_row_that_is_too_long_is_cut():
 
 
 def test_construction():
-    with pytest.raises(TypeError, match=r"^Lanes must be a positive integer, not 0$"):
+    with pytest.raises(ValueError, match=r"^lanes must be at least 1, not 0$"):
         Softmax(lanes=0, max_length=4)
-    with pytest.raises(TypeError, match=r"^Maximum length must be a positive integer, not -1$"):
+    with pytest.raises(ValueError, match=r"^max_length must be at least 1, not -1$"):
         Softmax(lanes=2, max_length=-1)

@@ -1,4 +1,4 @@
-"""The Verilog as other people's tools see it: Verilator's lint, and Yosys's synthesis for two FPGA families."""
+"""The Verilog as other people's tools see it: Verilator's lint, and Yosys's synthesis for three FPGA families."""
 
 import re
 
@@ -12,7 +12,7 @@ from tilewright_sim.rtl.build import gateware_key
 from tilewright_sim.verify import Synthesis, SynthesisError, lint, synthesize
 
 ODD = AcceleratorConfig(rows=6, cols=10, lanes=2, bus_bits=32, ingest=1)
-TARGETS = ["ecp5", "xc7"]
+TARGETS = ["ecp5", "xc7", "gowin"]
 
 
 def verilog_of(config):
@@ -133,7 +133,7 @@ def test_what_a_block_becomes(tmp_path, target):
         ("lut", 64, 64, "LUT RAM"),
     ]
     assert found.dsps == 1
-    assert found.block_rams == {"ecp5": 2, "xc7": 1}[target]
+    assert found.block_rams == {"ecp5": 2, "xc7": 1, "gowin": 2}[target]
     assert found.lut_rams > 0
     assert 2048 <= found.flip_flops <= 2400  # and registers, those apart that went into a RAM or the multiplier
     assert found.luts >= 64
@@ -143,7 +143,7 @@ def test_what_a_block_becomes(tmp_path, target):
 
 
 def test_an_unknown_family_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="target must be one of ecp5, xc7, not 'ice40'"):
+    with pytest.raises(ValueError, match="target must be one of ecp5, xc7, gowin, not 'ice40'"):
         synthesize(tmp_path / "none.v", "ice40")
 
 

@@ -72,7 +72,7 @@ def test_full_throughput(bus_bytes, slot, used):
     [
         (ValueError, (16, 12, 10), "slot must be a multiple or a divisor of 16, not 12"),
         (ValueError, (16, 8, 9), r"used must be at most the slot \(8\), not 9"),
-        (TypeError, (16, 0, 9), "slot must be a positive integer, not 0"),
+        (ValueError, (16, 0, 9), "slot must be at least 1, not 0"),
     ],
 )
 def test_bad_sizes(kind, sizes, text):

@@ -15,13 +15,17 @@ from tilewright.cli import parser
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "docs/tutorial.md"]
 OWN = "docs/tutorials/own_activation.md"
+BLOCK = "docs/tutorials/own_block.md"
+WATCH = "docs/tutorials/watch_softmax.md"
 
 
 def read(page):
     return (ROOT / page).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("page", "examples"), [("README.md", 8), ("docs/tutorial.md", 40), (OWN, 24)])
+@pytest.mark.parametrize(
+    ("page", "examples"), [("README.md", 8), ("docs/tutorial.md", 40), (OWN, 24), (BLOCK, 30), (WATCH, 35)]
+)
 def test_sessions_run(page, examples):
     # A fence would be taken for expected output.
     text = re.sub(r"^```.*$", "", read(page), flags=re.MULTILINE)
@@ -48,6 +52,6 @@ def test_other_snippets_are_python():
         ast.parse(block)
 
 
-@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/architecture.md", OWN])
+@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/architecture.md", OWN, BLOCK, WATCH])
 def test_lines_are_short_enough_to_read(page):
     assert [line for line in read(page).splitlines() if len(line) > 120 and not line.startswith("|")] == []

@@ -14,6 +14,10 @@ class ConfigError(InputError):
     """A configuration that cannot be built; the message names the field, the rule and the value."""
 
 
+MAX_FIFO_BYTES = 1 << 24
+"""The largest FIFO of tiles that a configuration may have."""
+
+
 def _slot_bytes(used: int, bus_bytes: int) -> int:
     """Bytes that a row of `used` bytes occupies in memory: divides the bus word or is a multiple of it."""
     if used >= bus_bytes:
@@ -121,9 +125,9 @@ class AcceleratorConfig:
             )
         for name in ("weight_fifo_bytes", "stream_fifo_bytes"):
             self._check(
-                getattr(self, name) >= 4 * self.tile_bytes,
+                4 * self.tile_bytes <= getattr(self, name) <= MAX_FIFO_BYTES,
                 name,
-                f"at least four weight tiles ({4 * self.tile_bytes} bytes)",
+                f"at least four weight tiles ({4 * self.tile_bytes} bytes) and at most {MAX_FIFO_BYTES}",
             )
         self._check(
             self.burst_beats & (self.burst_beats - 1) == 0

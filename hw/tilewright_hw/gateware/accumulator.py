@@ -7,6 +7,7 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from tilewright_hw.gateware.checks import check_integer, check_power_of_two
 from tilewright_hw.gateware.fifo import NO_COLLISION
 from tilewright_hw.gateware.layouts import sums_word
 from tilewright_hw.gateware.skew import pipeline
@@ -17,13 +18,6 @@ BANKS = 2
 def accumulator_row(depth):
     """Return the shape of what travels with a row of sums: where it goes, and how."""
     return data.StructLayout({"addr": unsigned(exact_log2(depth)), "bank": 1, "overwrite": 1, "last": 1})
-
-
-def _check_size(name, value):
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an integer, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, not {value!r}")
 
 
 class AccumulatorColumn(wiring.Component):
@@ -120,36 +114,38 @@ class Accumulators(wiring.Component):
     Parameters
     ----------
     cols : int
-        Columns.
+        Columns, from 1 to 1024.
     depth : int
-        Accumulator rows of each bank, a power of two.
+        Accumulator rows of each bank, a power of two from 2 to 65536.
     width : int
-        Bits of a sum.
+        Bits of a sum, from 1 to 32.
 
     Members
     -------
-    valid, bank, overwrite, last : 1, in
-    addr : unsigned, in
-    i_sums : cols signed(width), in
-    done : 1, out
-    read_en, read_bank : 1, in
-    read_addr : unsigned, in
-    read_data : cols signed(32), out
+    valid : In(1)
+        A row of sums is announced.
+    bank : In(1), addr : In(range(depth))
+        Where it goes.
+    overwrite : In(1)
+        It takes the place of what is there, and is not added to it.
+    last : In(1)
+        `done` is to follow it.
+    i_sums : In(data.ArrayLayout(signed(width), cols))
+        Sums, column c a cycle after column c - 1.
+    done : Out(1)
+        Pulse: the row announced with `last` is stored.
+    read_en, read_bank : In(1), read_addr : In(range(depth))
+        Read a row.
+    read_data : Out(sums_word(cols))
+        It, a cycle later.
     """
 
     RECURRENCE = 3
 
     def __init__(self, *, cols, depth, width):
-        _check_size("cols", cols)
-        _check_size("width", width)
-        _check_size("depth", depth)
-        if depth & (depth - 1) or depth < 2:
-            raise ValueError(f"depth must be a power of two of at least 2, not {depth!r}")
-        if width > 32:
-            raise ValueError(f"width must be at most 32, not {width!r}")
-        self.cols = cols
-        self.depth = depth
-        self.width = width
+        self.cols = check_integer("cols", cols, most=1024)
+        self.depth = check_power_of_two("depth", depth, least=2, most=65536)
+        self.width = check_integer("width", width, most=32)
         super().__init__(
             {
                 "valid": In(1),

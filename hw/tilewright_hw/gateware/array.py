@@ -10,6 +10,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from tilewright_hw.gateware.checks import check_integer
 from tilewright_hw.gateware.layouts import bytes_word
 from tilewright_hw.gateware.skew import Skew
 
@@ -51,9 +52,7 @@ class ProcessingElement(wiring.Component):
     """
 
     def __init__(self, row):
-        if not isinstance(row, int) or row < 0:
-            raise ValueError(f"row must be an integer of at least 0, not {row!r}")
-        self.row = row
+        self.row = check_integer("row", row, least=0, most=255)
         ports = {
             "load": In(1),
             "i_w": In(signed(8)),
@@ -113,31 +112,32 @@ class SystolicArray(wiring.Component):
     Parameters
     ----------
     rows, cols : int
-        Size.
+        Size, each from 1 to 256.
     ingest : int
         Rows of weights that enter per cycle; divides rows.
 
     Members
     -------
-    load : 1, in
-    i_weights : ingest rows of cols int8, in
-    valid, swap : 1, in
-    i_x : rows int8, in
-    o_valid : 1, out
-    o_sums : cols signed, out
+    load : In(1)
+        A tile of weights enters from this cycle on.
+    i_weights : In(bytes_word(cols)).array(ingest)
+        Its rows: one of each row group.
+    valid, swap : In(1)
+        A row of activations enters; it is the first of those that use the tile loaded last.
+    i_x : In(bytes_word(rows))
+        The row.
+    o_valid : Out(1)
+        `o_sums[0]` is that of another row.
+    o_sums : Out(data.ArrayLayout(signed(16 + ceil(log2(rows))), cols))
+        The sums, each column a cycle later than the one before.
     """
 
     def __init__(self, rows, cols, ingest=1):
-        for name, value in (("rows", rows), ("cols", cols), ("ingest", ingest)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an integer, not {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value!r}")
+        self.rows = check_integer("rows", rows, most=256)
+        self.cols = check_integer("cols", cols, most=256)
+        self.ingest = check_integer("ingest", ingest, most=rows)
         if rows % ingest:
             raise ValueError(f"ingest must divide rows ({rows}), not {ingest!r}")
-        self.rows = rows
-        self.cols = cols
-        self.ingest = ingest
         super().__init__(
             {
                 "load": In(1),

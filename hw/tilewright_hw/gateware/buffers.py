@@ -6,7 +6,7 @@ from amaranth.hdl import Module, Mux, Signal, unsigned
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from tilewright_hw.arch.config import AcceleratorConfig
+from tilewright_hw.gateware.checks import check_config
 from tilewright_hw.gateware.fifo import NO_COLLISION
 from tilewright_hw.gateware.layouts import buffer_write, bytes_word
 from tilewright_hw.gateware.results import act_write
@@ -17,8 +17,10 @@ class ActBuffer(wiring.Component):
 
     Flow control: reads and `write` never wait. `i_load` is a stream; it waits while `write.en`.
 
-    Latency: `data` one cycle after `en`, and held until the next `en`. What is written in a cycle
+    Latency: `data` `LATENCY` = 1 cycle after `en`, and held until the next `en`. What is written in a cycle
     can be read from the next on (in the same cycle, the word read is undefined).
+
+    Number format: int8, moved as it is.
 
     Storage: R/L block memories of L bytes, each with one synchronous read and one write port.
 
@@ -29,18 +31,20 @@ class ActBuffer(wiring.Component):
 
     Members
     -------
-    en : 1, in
-    addr : unsigned(16), in
-    data : R int8, out
-    write : act_write, in
-        Bytes part * L .. part * L + L - 1 of a word.
-    i_load : stream of buffer_write(R int8)
+    en : In(1), addr : In(16)
+        Read a word.
+    data : Out(bytes_word(R))
+        It, a cycle later.
+    write : In(act_write(L, R / L))
+        Writes bytes part * L .. part * L + L - 1 of a word.
+    i_load : In(stream.Signature(buffer_write(bytes_word(R))))
+        Whole words to write.
     """
 
+    LATENCY = 1
+
     def __init__(self, config):
-        if not isinstance(config, AcceleratorConfig):
-            raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
-        self.config = config
+        self.config = check_config(config)
         super().__init__(
             {
                 "en": In(1),

@@ -6,6 +6,8 @@ from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import fifo, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from tilewright_hw.gateware.checks import check_integer, check_shape
+
 NO_COLLISION = {"no_rw_check": 1}
 """Attribute of a memory whose word is never read in the cycle in which it is written: synthesis need not add logic for
 what a read would then return."""
@@ -17,7 +19,9 @@ class StreamFifo(wiring.Component):
     Flow control: both streams obey valid/ready; one item enters and one leaves per cycle while the
     FIFO is neither full nor empty. `i.ready` does not depend on `o.ready`, so a chain has no long path.
 
-    Latency: an item that enters an empty FIFO is offered two cycles later.
+    Latency: an item that enters an empty FIFO is offered `LATENCY` = 2 cycles later.
+
+    Number format: any; items are moved as they are.
 
     Storage is a memory with one synchronous read and one write port (a block RAM if it is large),
     whose output register holds the item offered.
@@ -25,27 +29,23 @@ class StreamFifo(wiring.Component):
     Parameters
     ----------
     shape : shape-like
-        Shape of an item.
+        Shape of an item, of 1 to 65536 bits.
     depth : int
-        Items held, at least 2.
+        Items held, from 2 to 2^20.
 
     Members
     -------
-    i, o : stream of shape
+    i : In(stream.Signature(shape)), o : Out(stream.Signature(shape))
         Input and output.
-    level : unsigned, out
+    level : Out(range(depth + 1))
         Items held.
     """
 
     LATENCY = 2
 
     def __init__(self, shape, depth):
-        if not isinstance(depth, int) or isinstance(depth, bool):
-            raise TypeError(f"FIFO depth must be an integer, not {depth!r}")
-        if depth < 2:
-            raise ValueError(f"FIFO depth must be at least 2, not {depth!r}")
-        self.shape = shape
-        self.depth = depth
+        self.shape = check_shape("shape", shape)
+        self.depth = check_integer("depth", depth, least=2, most=1 << 20)
         super().__init__(
             {
                 "i": In(stream.Signature(shape)),
@@ -71,27 +71,29 @@ class StreamFifo(wiring.Component):
 
 
 class StreamBuffer(wiring.Component):
-    """A register stage that cuts every path between `i` and `o`: all outputs are registers.
+    """A register stage: `o` repeats what `i` took. It cuts every path between the two, as all outputs are registers.
 
-    Flow control: one item per cycle; holds two items, so that ready may be a register.
+    Flow control: both streams obey valid/ready; one item per cycle; holds two items, so that ready may be a register.
 
-    Latency: one cycle.
+    Latency: `LATENCY` = 1 cycle.
+
+    Number format: any; items are moved as they are.
 
     Parameters
     ----------
     shape : shape-like
-        Shape of an item.
+        Shape of an item, of 1 to 65536 bits.
 
     Members
     -------
-    i, o : stream of shape
+    i : In(stream.Signature(shape)), o : Out(stream.Signature(shape))
         Input and output.
     """
 
     LATENCY = 1
 
     def __init__(self, shape):
-        self.shape = shape
+        self.shape = check_shape("shape", shape)
         super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
 
     def elaborate(self, platform):
@@ -130,7 +132,7 @@ class ReadyBuffer(wiring.Component):
     LATENCY = 0
 
     def __init__(self, shape):
-        self.shape = shape
+        self.shape = check_shape("shape", shape)
         super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
 
     def elaborate(self, platform):

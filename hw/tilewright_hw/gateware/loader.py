@@ -7,6 +7,7 @@ from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from tilewright_hw.gateware.checks import check_integer
 from tilewright_hw.gateware.fifo import NO_COLLISION
 from tilewright_hw.gateware.layouts import bytes_word, tile_rows
 
@@ -116,48 +117,47 @@ class TileFifo(wiring.Component):
 
     Latency: `available` rises in the cycle after the last row of a tile was taken.
 
+    Number format: int8, moved as it is.
+
     Parameters
     ----------
     rows, cols : int
-        Size of a tile.
+        Size of a tile, each from 1 to 256.
     ingest : int
         Row groups; divides rows.
     tiles : int
-        Tiles held.
+        Tiles held, from 1 to 2^20.
     count : int
         Rows that come together: a power of two of at most ingest that divides rows / ingest.
 
     Members
     -------
-    i : stream of count times cols int8
+    i : In(stream.Signature(tile_rows(cols, count)))
         Rows of tiles, in order.
-    available : 1, out
+    available : Out(1)
         There is a whole tile.
-    start : 1, in
+    start : In(1)
         Take it.
-    free : 1, out
+    free : Out(1)
         The room of a tile is free again.
-    o_valid : 1 per row group, out
-    o : ingest times cols int8, out
+    o_valid : Out(ingest)
+        One bit per row group: there is a row on its `o`.
+    o : Out(bytes_word(cols)).array(ingest)
+        A row of each row group.
     """
 
     def __init__(self, *, rows, cols, ingest, tiles, count=1):
-        for name, value in (("rows", rows), ("cols", cols), ("ingest", ingest), ("tiles", tiles), ("count", count)):
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be an integer, not {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value!r}")
+        self.rows = check_integer("rows", rows, most=256)
+        self.cols = check_integer("cols", cols, most=256)
+        self.ingest = check_integer("ingest", ingest, most=rows)
+        self.tiles = check_integer("tiles", tiles, most=1 << 20)
+        self.count = check_integer("count", count, most=rows)
         if rows % ingest:
             raise ValueError(f"ingest must divide rows ({rows}), not {ingest!r}")
         if count & (count - 1) or count > ingest or rows // ingest % count:
             raise ValueError(
                 f"count must be a power of two of at most {ingest} that divides {rows // ingest}, not {count!r}"
             )
-        self.rows = rows
-        self.cols = cols
-        self.ingest = ingest
-        self.tiles = tiles
-        self.count = count
         super().__init__(
             {
                 "i": In(stream.Signature(tile_rows(cols, count))),

@@ -7,10 +7,10 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
-from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.isa import Op
 from tilewright_hw.gateware.accumulator import Accumulators, accumulator_row
 from tilewright_hw.gateware.array import SystolicArray, sum_width
+from tilewright_hw.gateware.checks import check_config
 from tilewright_hw.gateware.layouts import bytes_word, operands, sums_word, tile_rows
 from tilewright_hw.gateware.loader import TileLoader, rows_together
 from tilewright_hw.gateware.skew import pipeline
@@ -221,30 +221,28 @@ class MatrixUnit(wiring.Component):
 
     Members
     -------
-    cmd : stream of operands(Op.MATMUL)
-    done : 1, out
+    cmd : In(stream.Signature(operands(Op.MATMUL)))
+        Commands.
+    done : Out(1)
         All accumulators of a command are written (and may be read in this cycle).
-    i_weight : stream of `rows_together(config)` times C int8
-    i_stream : stream of C int8
+    i_weight : In(stream.Signature(tile_rows(C, rows_together(config)))), i_stream : In(stream.Signature(bytes_word(C)))
         Rows of tiles in memory order; always ready while credits are kept.
-    weight_pop, stream_pop : 1, out
+    weight_pop, stream_pop : Out(1)
         The room of one whole tile is free again.
-    act_en : 1, out; act_addr : unsigned(16), out; act_data : R int8, in
+    act_en : Out(1), act_addr : Out(16), act_data : In(bytes_word(R))
         Reads activation words; data one cycle later.
-    acc_en, acc_bank : 1, in; acc_addr : unsigned(16), in; acc_data : C int32, out
+    acc_en, acc_bank : In(1), acc_addr : In(16), acc_data : Out(sums_word(C))
         Reads accumulators; data one cycle later. Not of the bank that is being written.
-    row_valid : 1, out
+    row_valid : Out(1)
         A row enters the array in this cycle.
-    wait_tile : 1, out
+    wait_tile : Out(1)
         A command is held, no row is issued, and only the next tile is missing.
     """
 
     ISSUE_LATENCY = 3
 
     def __init__(self, config):
-        if not isinstance(config, AcceleratorConfig):
-            raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
-        self.config = config
+        self.config = check_config(config)
         self.count = rows_together(config)
         super().__init__(
             {

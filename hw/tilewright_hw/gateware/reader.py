@@ -8,10 +8,10 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, unsigned
 from amaranth.lib import data, fifo, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.isa import BASES, LoadDest, Op, WeightFormat
 from tilewright_hw.gateware.axi import AxiRead, drive_address
 from tilewright_hw.gateware.burst import BurstSplitter, RunGenerator, burst, largest_burst, run
+from tilewright_hw.gateware.checks import check_config
 from tilewright_hw.gateware.expand import EXPANSION, NibbleExpander
 from tilewright_hw.gateware.fifo import ReadyBuffer, StreamFifo
 from tilewright_hw.gateware.layouts import buffer_write, bytes_word, operands, table_word, tile_rows, vector_word
@@ -244,6 +244,15 @@ class MemoryReader(wiring.Component):
     A command is done when all its data has been taken at the outputs. A read response SLVERR or DECERR sets `error`;
     the data passes as if it were good.
 
+    Flow control: AXI and all streams obey valid/ready, but `o_fetch` and `o_weight`, which are taken without fail. Data
+    is asked for only where its room is reserved, so no output that waits blocks another.
+
+    Latency: where nothing else is asked for, the first address of a command is offered COMMAND_LATENCY cycles after the
+    command was taken, that of a fetch FETCH_LATENCY cycles after its request. A beat that was fetched is on `o_fetch`
+    in the cycle in which memory gives it.
+
+    Number format: int8 and int4 weights, int8 activations; float32 and bfloat16 become F24 (docs/numerics.md, "Load").
+
     Parameters
     ----------
     config : AcceleratorConfig
@@ -277,10 +286,11 @@ class MemoryReader(wiring.Component):
         No read is outstanding.
     """
 
+    COMMAND_LATENCY = 5
+    FETCH_LATENCY = 2
+
     def __init__(self, config):
-        if not isinstance(config, AcceleratorConfig):
-            raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
-        self.config = config
+        self.config = check_config(config)
         self.count = rows_together(config)
         weights, acts = tile_rows(config.cols, self.count), buffer_write(bytes_word(config.rows))
         floats = buffer_write(vector_word(config.lanes))

@@ -11,6 +11,7 @@ from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.isa import BASES
 from tilewright_hw.arch.registers import COUNTERS, IDENTITY, REGISTERS, VERSION, ErrorCode
 from tilewright_hw.gateware.axi import AxiLite, Response
+from tilewright_hw.gateware.checks import check_config
 
 __all__ = ["EVENTS", "ControlRegisters"]
 
@@ -24,8 +25,14 @@ class ControlRegisters(wiring.Component):
     """Identity, start and status, errors, interrupts, base addresses and counters.
 
     Known addresses answer OKAY; unknown ones and writes to read-only registers answer SLVERR, and
-    such reads give 0. AW and W may come in any order. One write and one read are handled at a time;
-    no output depends combinationally on an input. A write takes effect one cycle before bvalid.
+    such reads give 0. AW and W may come in any order. A write takes effect one cycle before bvalid.
+
+    Flow control: AXI4-Lite; one write and one read are handled at a time. All else is rigid.
+
+    Latency: a response follows LATENCY cycles after the address (and data) were taken. No output depends
+    combinationally on an input.
+
+    Number format: 32 bits (docs/registers.md); 64-bit addresses in two registers, the low half first.
 
     `start` pulses when 1 is written to CONTROL and neither a program runs nor an error stands. It
     clears done and the counters, which then count while `busy`.
@@ -55,10 +62,10 @@ class ControlRegisters(wiring.Component):
         An enabled interrupt is pending.
     """
 
+    LATENCY = 2
+
     def __init__(self, config: AcceleratorConfig):
-        if not isinstance(config, AcceleratorConfig):
-            raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
-        self.config = config
+        self.config = check_config(config)
         super().__init__(
             {
                 "bus": In(AxiLite(addr_bits=ADDRESS_BITS)),

@@ -25,6 +25,7 @@ from tilewright_hw.arch.isa import (
     Unit,
 )
 from tilewright_hw.arch.registers import ErrorCode
+from tilewright_hw.gateware.checks import check_config
 from tilewright_hw.gateware.layouts import operands, unpack_operands
 
 __all__ = ["CommandQueue", "InstructionFetch", "Sequencer"]
@@ -277,8 +278,14 @@ class CommandQueue(wiring.Component):
 class Sequencer(wiring.Component):
     """Fetches, patches, checks and issues instructions in program order.
 
-    Without patches an instruction takes max(1, 64/B) + 2 cycles (B bus bytes), plus n + 1 with n
-    patches; a full queue stops it. `finished` pulses when END's turn has come and every command is
+    Flow control: commands and fetched words are streams; the sequencer has room for every word that it asks for.
+
+    Latency: the first fetch is offered START_LATENCY cycles after `start`. Without patches an instruction takes
+    max(1, 64/B) + 2 cycles (B bus bytes), plus n + 1 with n patches; a full queue stops it.
+
+    Number format: instructions of 64 bytes (docs/isa.md); integer registers of 64 bits.
+
+    `finished` pulses when END's turn has come and every command is
     done. On `stop`, or when an instruction is illegal, nothing more is issued until reset.
 
     A dependency of distance k on a unit that has been issued n commands is met when n - k + 1 of
@@ -314,10 +321,10 @@ class Sequencer(wiring.Component):
         the unit has taken a command that is not done.
     """
 
+    START_LATENCY = 2
+
     def __init__(self, config: AcceleratorConfig):
-        if not isinstance(config, AcceleratorConfig):
-            raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
-        self.config = config
+        self.config = check_config(config)
         super().__init__(
             {
                 "start": In(1),

@@ -6,6 +6,8 @@ from amaranth.hdl import Module, Shape, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from tilewright_hw.gateware.checks import check_integer, check_shape
+
 
 def pipeline(m, valid, payload, cycles, name):
     """Return `valid` and `payload`, each delayed by 0, 1, ... cycles; a payload moves if valid."""
@@ -25,7 +27,9 @@ class Skew(wiring.Component):
     Flow control: none (rigid). The registers move only behind `valid`, so that an idle skew is
     still: o[k] is defined in cycle t + k * step only if `valid` was high in cycle t.
 
-    Latency: 0 for lane 0 (no register), (count - 1) * step for the last lane.
+    Latency: 0 for lane 0 (no register), `latency` = (count - 1) * step cycles for the last lane.
+
+    Number format: any; lanes are moved as they are.
 
     All lanes that are equally late share one register, which gets narrower from stage to stage:
     `count * (count - 1) / 2 * step` lanes are stored.
@@ -33,27 +37,24 @@ class Skew(wiring.Component):
     Parameters
     ----------
     shape : shape-like
-        Shape of a lane.
+        Shape of a lane, of 1 to 65536 bits.
     count : int
-        Lanes.
+        Lanes, from 1 to 1024.
     step : int
-        Cycles from one lane to the next.
+        Cycles from one lane to the next, from 1 to 1024.
 
     Members
     -------
-    valid : 1, in
-        The lanes hold data.
-    i, o : array of count lanes
+    valid : In(1)
+        The lanes of `i` hold data.
+    i : In(data.ArrayLayout(shape, count)), o : Out(data.ArrayLayout(shape, count))
         Input and output.
     """
 
     def __init__(self, shape, count, step=1):
-        for name, value in (("count", count), ("step", step)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"Skew {name} must be a positive integer, not {value!r}")
-        self.shape = shape
-        self.count = count
-        self.step = step
+        self.shape = check_shape("shape", shape)
+        self.count = check_integer("count", count, most=1024)
+        self.step = check_integer("step", step, most=1024)
         lanes = data.ArrayLayout(shape, count)
         super().__init__({"valid": In(1), "i": In(lanes), "o": Out(lanes)})
 

@@ -6,11 +6,12 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import ceil_log2
 
 from tilewright_hw.gateware import tables
+from tilewright_hw.gateware.checks import check_integer
 from tilewright_hw.gateware.fifo import StreamFifo
 from tilewright_hw.gateware.float import FloatAdd, FloatMul, IntToFloat, Scale2, delay, from_order_key, order_key
 from tilewright_hw.gateware.functions import Exp2, Reciprocal
 from tilewright_hw.gateware.layouts import F24, vector_word
-from tilewright_hw.gateware.reduce import AlignToInt, MaxTree, SumTree, check_lanes
+from tilewright_hw.gateware.reduce import AlignToInt, MaxTree, SumTree
 
 __all__ = ["ExpPass", "MaxPass", "RowBuffer", "ScalePass", "Softmax", "row_word"]
 
@@ -372,17 +373,21 @@ class Softmax(wiring.Component):
 
         i -> MaxPass -> RowBuffer -> ExpPass -> RowBuffer -> ScalePass -> o
 
-    Flow control: valid/ready on both sides; up to four rows are inside while `o` is not taken. Rows leave in order.
+    Flow control: valid/ready on both sides. While `o` is not taken, four rows are inside, and eight words of those
+    before them. Rows leave in order.
 
-    Throughput: a row of w words every w + 14 + ceil(log2(lanes)) cycles, or fewer. Latency: where all passes are idle,
-    a row's first word leaves about 2 * w + 37 + 2 * ceil(log2(lanes)) cycles after it entered.
+    Latency: where all passes are idle and the row's words come without a pause, the first of w words is offered
+    `latency(w)` = 2 * w + 37 + 2 * ceil(log2(lanes)) cycles after it was taken. Throughput: such a row every
+    w + 14 + ceil(log2(lanes)) cycles, or fewer.
+
+    Number format: F24 (sign, 8 exponent bits, 15 fraction bits: the upper 24 bits of a float32).
 
     Parameters
     ----------
     lanes : int
-        Floats per word, L.
+        Floats per word, L, from 1 to 64.
     max_length : int
-        Elements of the longest row. A longer one is cut into rows of ceil(max_length / L) words.
+        Elements of the longest row, from 1 to 65536. A longer one is cut into rows of ceil(max_length / L) words.
 
     Members
     -------
@@ -394,16 +399,18 @@ class Softmax(wiring.Component):
     """
 
     def __init__(self, *, lanes, max_length):
-        self.lanes = check_lanes(lanes)
-        if not isinstance(max_length, int) or isinstance(max_length, bool) or max_length <= 0:
-            raise TypeError(f"Maximum length must be a positive integer, not {max_length!r}")
-        self.max_length = max_length
+        self.lanes = check_integer("lanes", lanes, most=64)
+        self.max_length = check_integer("max_length", max_length, most=65536)
         super().__init__(
             {
                 "i": In(stream.Signature(row_word(lanes))),
                 "o": Out(stream.Signature(row_word(lanes))),
             }
         )
+
+    def latency(self, words):
+        """Return the cycles from a row's first word to its first probabilities, where all is idle."""
+        return 2 * words + 37 + 2 * ceil_log2(self.lanes)
 
     def elaborate(self, platform):
         m = Module()

@@ -7,10 +7,10 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
-from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.isa import BASES, Element, Op
 from tilewright_hw.gateware.axi import AxiWrite, drive_address
 from tilewright_hw.gateware.burst import BurstSplitter, burst, run
+from tilewright_hw.gateware.checks import check_config
 from tilewright_hw.gateware.fifo import ReadyBuffer, StreamFifo
 from tilewright_hw.gateware.layouts import operands, store_word
 from tilewright_hw.gateware.reader import select_base
@@ -443,8 +443,14 @@ class StoreUnit(wiring.Component):
     word and L elements. So contiguous 32-bit elements go at a beat per cycle (where L elements fill it), scattered ones
     at one element per cycle.
 
-    Addresses are asked for ahead of their data; data is offered only after its address, and does not wait for the
-    address to be taken. `i_data` takes words ahead of the command too, as long as there is room.
+    Flow control: AXI and streams, valid/ready. Addresses are asked for ahead of their data; data is offered only after
+    its address, and does not wait for the address to be taken. `i_data` takes words ahead of the command too, as long
+    as there is room.
+
+    Latency: the first address of a command is offered COMMAND_LATENCY cycles after the command was taken, if none is
+    before it.
+
+    Number format: elements of 8, 16 or 32 bits, the low ones of those in the store stream, as they are.
 
     Parameters
     ----------
@@ -471,10 +477,10 @@ class StoreUnit(wiring.Component):
         No command is held and no write outstanding.
     """
 
+    COMMAND_LATENCY = 5
+
     def __init__(self, config):
-        if not isinstance(config, AcceleratorConfig):
-            raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
-        self.config = config
+        self.config = check_config(config)
         super().__init__(
             {
                 "cmd": In(stream.Signature(operands(Op.STORE))),

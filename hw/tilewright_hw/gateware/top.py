@@ -9,6 +9,7 @@ from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.isa import Unit
 from tilewright_hw.gateware.axi import AxiLite, AxiRead, AxiWrite, connect_flat, flat
 from tilewright_hw.gateware.buffers import ActBuffer
+from tilewright_hw.gateware.checks import check_config
 from tilewright_hw.gateware.matrix import MatrixUnit
 from tilewright_hw.gateware.reader import MemoryReader
 from tilewright_hw.gateware.registers import ControlRegisters
@@ -24,7 +25,14 @@ class Accelerator(Component):
 
     The host writes base addresses and the program's address, then CONTROL; the accelerator reads
     its program and executes it, and raises `irq` at the end or on an error. One clock, one
-    synchronous reset (`clk` and `rst` in Verilog). No output depends combinationally on an input.
+    synchronous reset (`clk` and `rst` in Verilog).
+
+    Flow control: AXI4 and AXI4-Lite. Data is read only where there is room for it, and writes wait for no read.
+
+    Latency: the first read address is offered START_LATENCY cycles after the write of CONTROL was taken; the rest
+    depends on program and memory, and the counters tell it. No output depends combinationally on an input.
+
+    Number format: int8, int32 and F24 (docs/numerics.md).
 
     Parameters
     ----------
@@ -42,10 +50,10 @@ class Accelerator(Component):
         Interrupt, a level: IRQ_STATUS & IRQ_ENABLE.
     """
 
+    START_LATENCY = 6
+
     def __init__(self, config: AcceleratorConfig):
-        if not isinstance(config, AcceleratorConfig):
-            raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
-        self.config = config
+        self.config = check_config(config)
         super().__init__(
             flat("m_axi_", AxiRead(data_bits=config.bus_bits))
             | flat("m_axi_", AxiWrite(data_bits=config.bus_bits))

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.isa import Add, Dest, Func, Mul, Op, Reduce, Scale, Source
 from tilewright_hw.gateware.address import AddressGenerator, RowLoops, Token
+from tilewright_hw.gateware.checks import check_config
 from tilewright_hw.gateware.float import delay
 from tilewright_hw.gateware.functions import LaneFunction
 from tilewright_hw.gateware.lane import Lane, LanePath, TokenPath
@@ -43,8 +44,15 @@ class VectorUnit(wiring.Component):
 
     One word of L elements enters per cycle; rows follow each other without a gap, those of one word too. (`wide` and
     ACT16 take two cycles per word, for two accumulator rows read, two activation words written; VAR leaves one cycle
-    free after each row.) An instruction begins when the one before has completed. Flow control: `cmd` and the loads are
-    streams; buffer ports are rigid; words for the store stream are issued only as far as its FIFO has room.
+    free after each row.) An instruction begins when the one before has completed.
+
+    Flow control: `cmd` and the loads are streams; buffer ports are rigid; words for the store stream are issued only as
+    far as its FIFO has room.
+
+    Latency: the first word of an instruction is issued ISSUE_LATENCY cycle after the instruction was taken, and passes
+    those stages alone that the instruction uses (`X0_TO_X5` cycles from x0 to x5 if these are all).
+
+    Number format: F24; int32 from the accumulators, int8 or 15 bits to the activation buffer.
 
     Parameters
     ----------
@@ -73,10 +81,10 @@ class VectorUnit(wiring.Component):
         A word could be issued but for the room in the store stream.
     """
 
+    ISSUE_LATENCY = 1
+
     def __init__(self, config: AcceleratorConfig):
-        if not isinstance(config, AcceleratorConfig):
-            raise TypeError(f"VectorUnit config must be an AcceleratorConfig, not {config!r}")
-        self.config = config
+        self.config = check_config(config)
         self.lanes = lanes = config.lanes
         word = buffer_write(vector_word(lanes))
         super().__init__(

@@ -6,6 +6,7 @@ from amaranth.hdl import Cat, Module, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from tilewright_hw.gateware.checks import check_integer
 from tilewright_hw.gateware.layouts import bytes_word
 
 __all__ = ["WidthConverter", "beat", "word"]
@@ -28,18 +29,20 @@ class WidthConverter(wiring.Component):
     word per cycle comes out where it is at most one.
 
     Latency: none where a slot is at most a beat (the word is a part of the beat offered, which is taken with its last
-    word); else one cycle after the slot's last beat.
+    word); else a word is offered in the cycle after the slot's last beat was taken. `latency` says which: 0 or 1.
+
+    Number format: any; bytes are moved as they are.
 
     Parameters
     ----------
     bus_bytes : int
-        Bytes of a beat.
+        Bytes of a beat, from 1 to 4096.
     slot : int
-        Bytes of a slot: a multiple or a divisor of bus_bytes.
+        Bytes of a slot, from 1 to 4096: a multiple or a divisor of bus_bytes.
     used : int
         Bytes kept of each slot, from its start.
     ends : int
-        End marks: bits that come with a beat and leave with its last word, 0 with the others.
+        End marks, from 0 to 64: bits that come with a beat and leave with its last word, 0 with the others.
 
     Members
     -------
@@ -50,20 +53,25 @@ class WidthConverter(wiring.Component):
     """
 
     def __init__(self, *, bus_bytes, slot, used, ends=0):
-        for name, value in (("bus_bytes", bus_bytes), ("slot", slot), ("used", used)):
-            if not isinstance(value, int) or value <= 0:
-                raise TypeError(f"{name} must be a positive integer, not {value!r}")
+        self.bus_bytes = check_integer("bus_bytes", bus_bytes, most=4096)
+        self.slot = check_integer("slot", slot, most=4096)
+        self.used = check_integer("used", used, most=4096)
+        self.ends = check_integer("ends", ends, least=0, most=64)
         if slot % bus_bytes and bus_bytes % slot:
             raise ValueError(f"slot must be a multiple or a divisor of {bus_bytes}, not {slot!r}")
         if used > slot:
             raise ValueError(f"used must be at most the slot ({slot}), not {used!r}")
-        self.bus_bytes, self.slot, self.used, self.ends = bus_bytes, slot, used, ends
         super().__init__(
             {
                 "i": In(stream.Signature(beat(bus_bytes, ends))),
                 "o": Out(stream.Signature(word(bytes_word(used), ends))),
             }
         )
+
+    @property
+    def latency(self):
+        """Cycles from a word's last beat to the word."""
+        return int(self.slot > self.bus_bytes)
 
     def elaborate(self, platform):
         m = Module()

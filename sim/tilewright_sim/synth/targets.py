@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 __all__ = ["LUT_RAM", "TARGETS", "Family", "Resources", "Target", "resources"]
 
-Family = Literal["ecp5", "xc7"]
+Family = Literal["ecp5", "xc7", "gowin"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +19,14 @@ class Resources:
     Parameters
     ----------
     luts : float
-        Lookup tables (of four inputs on ECP5, six on xc7), also those of carry chains (ECP5), LUT RAM and shift
-        registers.
+        Lookup tables (of four inputs on ECP5 and Gowin, six on xc7), also those of carry chains (not on xc7), LUT RAM
+        and shift registers.
     flip_flops : float
         Flip-flops.
     dsps : float
         Multipliers.
     block_rams : float
-        Block RAMs, in the family's own size: 18 kbit on ECP5, 36 kbit on xc7 (an 18-kbit one is a half).
+        Block RAMs, in the family's own size: 18 kbit on ECP5 and Gowin, 36 kbit on xc7 (an 18-kbit one is a half).
     """
 
     luts: float = 0
@@ -61,7 +61,7 @@ class Target:
     ----------
     device : str
         Its maker's name for it.
-    family : {"ecp5", "xc7"}
+    family : {"ecp5", "xc7", "gowin"}
         Its family, which decides how Yosys maps the design.
     has : Resources
         What there is on it.
@@ -94,6 +94,8 @@ LUT_RAM: Mapping[Family, Mapping[str, int]] = {
     # Four tables hold a DPR16X4's words, and its write port takes the place of two more.
     "ecp5": {"TRELLIS_DPR16X4": 6},
     "xc7": {"RAM(32|64)X1S": 1, "RAM(32|64)X1D|RAM128X1S": 2, "RAM(32|64)M|RAM128X1D|RAM256X1S": 4},
+    # As Gowin's own reports count them, whatever their width.
+    "gowin": {"RAM16(S|SDP)[124]": 6},
 }
 """The cells of LUT RAM, and how many tables each takes."""
 
@@ -111,6 +113,13 @@ _COSTS: dict[Family, dict[str, Resources]] = {
         "DSP48E1": Resources(dsps=1),
         "RAMB36E1": Resources(block_rams=1),
         "RAMB18E1": Resources(block_rams=0.5),
+    },
+    "gowin": {
+        "LUT[1-4]|INV|ALU|ROM16": Resources(luts=1),
+        "DFFN?[SRPC]?E?": Resources(flip_flops=1),
+        "MULT(9X9|18X18)": Resources(dsps=1),
+        "MULT36X36": Resources(dsps=4),
+        "(SP|DPB?|SDPB?|pROM)(X9B?)?": Resources(block_rams=1),
     },
 }
 for _family in get_args(Family):

@@ -1,0 +1,133 @@
+"""Build the library that PyVerilator loads: component -> Verilog -> C++ with its wrapper -> shared library, cached.
+
+PyVerilator can build one itself, by calling Perl, Verilator's script and make. Here it gives the wrapper's text alone,
+and the tools are those of `tilewright_sim.toolchain`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tilewright_sim import toolchain
+from tilewright_sim.cache import get_or_build
+from tilewright_sim.interactive.compatibility import import_pyverilator
+from tilewright_sim.toolchain import Compiler, VerilatedModel, Verilator
+
+if TYPE_CHECKING:
+    from amaranth.lib.wiring import Component
+
+__all__ = ["TOP", "build_block"]
+
+TOP = "top"
+"""The module around the block, which is `top.block` in waves."""
+LIBRARY = "block.so"
+_PORT = re.compile(r"^\s*VL_(IN|OUT)\w*\(&(\w+),(\d+),(\d+)", re.M)
+# Hidden symbols keep the libraries of two blocks apart in one process; those that PyVerilator looks up are not.
+_FLAGS = ("-fvisibility=hidden", "-fvisibility-inlines-hidden", "-w")
+_DEFINES = {"VL_USER_FINISH": "1"}  # the wrapper has a vl_finish of its own
+
+Progress = Callable[[str], None]
+
+
+def build_block(component: Component, *, on_progress: Progress | None = None) -> Path:
+    """Return the library of a component, built if the cache has none.
+
+    Raises
+    ------
+    InputError
+        PyVerilator is not installed.
+    ToolchainError
+        A tool is missing or fails.
+    CacheError
+        The cache cannot be written.
+    """
+    from tilewright_hw.generate import export_block, plain_ports
+    from tilewright_hw.hierarchy import emit
+
+    tell = on_progress or (lambda text: None)
+    import_pyverilator()
+    verilator, compiler = toolchain.find_verilator(), toolchain.find_compiler()
+    tell("elaborating the block")
+    rtlil, _ = emit(plain_ports(component), TOP)
+
+    def build(folder: Path) -> None:
+        runtime = _runtime(verilator, compiler, tell)
+        tell("writing Verilog with Yosys")
+        verilog = folder / f"{TOP}.v"
+        verilog.write_text(export_block(component, TOP), encoding="utf-8")
+        tell("translating with Verilator")
+        model = toolchain.verilate(verilog, TOP, folder / "cpp", trace="vcd", verilator=verilator)
+        tell(f"compiling with {Path(compiler.command[0]).name} (once per block)")
+        _compile(model, folder, runtime, compiler)
+        _remove_all_but(folder, LIBRARY, verilog.name)
+
+    key = [
+        "block 1",
+        hashlib.sha256(rtlil.encode()).hexdigest(),
+        hashlib.sha256(Path(__file__).read_bytes()).hexdigest(),
+        importlib.metadata.version("PyVerilator"),
+        *toolchain.fingerprint(verilator, compiler),
+    ]
+    return get_or_build(key, build, label=f"block-{type(component).__name__}") / LIBRARY
+
+
+def wrapper(header: str) -> str:
+    """Return PyVerilator's C++ for a model, from the model's header, which names the ports as C++ has them."""
+    pyverilator = import_pyverilator()
+    found: dict[str, list[tuple[str, int]]] = {"IN": [], "OUT": []}
+    for direction, name, high, low in _PORT.findall(header):
+        found[direction].append((name, int(high) - int(low) + 1))
+    text = str(pyverilator.verilatorcpp.template_cpp(TOP, found["IN"], found["OUT"], [], '"null"'))
+    includes = [f"V{TOP}.h", "verilated.h", "verilated_vcd_c.h"]  # all that it includes, before any symbol is exported
+    head = "".join(f'#include "{name}"\n' for name in includes)
+    return f"{head}#pragma GCC visibility push(default)\n{text}\n#pragma GCC visibility pop\n"
+
+
+def _runtime(verilator: Verilator, compiler: Compiler, tell: Progress) -> Path:
+    """Return Verilator's own runtime as an object file: it takes longer to compile than a small block."""
+    model = VerilatedModel(prefix="", directory=Path(), sources=(), trace="vcd", verilator=verilator)
+
+    def build(folder: Path) -> None:
+        tell("compiling Verilator's runtime (once)")
+        toolchain.compile_shared(
+            model.all_sources,
+            folder / "runtime.o",
+            compiler=compiler,
+            include_dirs=verilator.include_dirs,
+            defines={**model.defines, **_DEFINES},
+            flags=(*_FLAGS, "-c"),
+            optimize="-O0",
+        )
+        _remove_all_but(folder, "runtime.o")
+
+    key = ["runtime of blocks 2", *_FLAGS, *toolchain.fingerprint(verilator, compiler)]
+    return get_or_build(key, build, label="verilator-runtime-blocks") / "runtime.o"
+
+
+def _compile(model: VerilatedModel, folder: Path, runtime: Path, compiler: Compiler) -> None:
+    """Compile model and wrapper: small blocks, so that nobody waits long."""
+    source = folder / "wrapper.cpp"
+    source.write_text(wrapper((model.directory / model.header).read_text(encoding="utf-8")), encoding="utf-8")
+    toolchain.compile_shared(
+        [*model.sources, source],
+        folder / LIBRARY,
+        compiler=compiler,
+        include_dirs=model.include_dirs,
+        defines={**model.defines, **_DEFINES},
+        flags=(*_FLAGS, str(runtime)),
+        optimize="-O1",
+    )
+
+
+def _remove_all_but(folder: Path, *names: str) -> None:
+    """Remove what was only needed to build: the cache is checked at each use, so it stays small."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            path.rmdir()
+        elif path.name not in names:
+            path.unlink()
