@@ -97,9 +97,11 @@ class Verilator:
         """The process environment, with ``VERILATOR_ROOT`` set for this Verilator."""
         return {**os.environ, "VERILATOR_ROOT": str(self.root)}
 
-    def runtime_sources(self, trace: Trace | None = None) -> tuple[Path, ...]:
-        """The C++ files of the runtime that a model with this kind of trace needs."""
+    def runtime_sources(self, trace: Trace | None = None, *, coverage: bool = False) -> tuple[Path, ...]:
+        """The C++ files of the runtime that a model with this kind of trace, or with coverage, needs."""
         names = ["verilated.cpp", "verilated_threads.cpp"]
+        if coverage:
+            names.append("verilated_cov.cpp")
         if trace is not None:
             names.append(f"verilated_{trace}_c.cpp")
         return tuple(self.root / "include" / name for name in names)
@@ -168,6 +170,8 @@ class VerilatedModel:
         The kind of trace the model was built for.
     verilator : Verilator
         The Verilator that wrote it (and whose runtime it needs).
+    coverage : bool
+        Whether it counts how often its lines run and its signals toggle.
     """
 
     prefix: str
@@ -175,6 +179,7 @@ class VerilatedModel:
     sources: tuple[Path, ...]
     trace: Trace | None
     verilator: Verilator = field(repr=False)
+    coverage: bool = False
 
     @property
     def header(self) -> str:
@@ -184,7 +189,7 @@ class VerilatedModel:
     @property
     def all_sources(self) -> tuple[Path, ...]:
         """The runtime's C++ files and the model's."""
-        return (*self.verilator.runtime_sources(self.trace), *self.sources)
+        return (*self.verilator.runtime_sources(self.trace, coverage=self.coverage), *self.sources)
 
     @property
     def include_dirs(self) -> tuple[Path, ...]:
@@ -197,7 +202,7 @@ class VerilatedModel:
         return {
             "VERILATOR": "1",
             "VL_TIME_CONTEXT": "1",
-            "VM_COVERAGE": "0",
+            "VM_COVERAGE": str(int(self.coverage)),
             "VM_SC": "0",
             "VM_TIMING": "0",
             "VM_TRACE": str(int(self.trace is not None)),
@@ -409,6 +414,7 @@ def verilate(
     trace: Trace | None = None,
     prefix: str | None = None,
     assertions: bool = False,
+    coverage: bool = False,
     extra: Sequence[str] = (),
     verilator: Verilator | None = None,
 ) -> VerilatedModel:
@@ -428,6 +434,8 @@ def verilate(
         The class's name; ``V`` and `top` by default.
     assertions : bool
         Keep the design's assertions as run-time checks.
+    coverage : bool
+        Count how often lines run and signals toggle (slower).
     extra : sequence of str
         Further arguments for Verilator.
     verilator : Verilator, optional
@@ -449,6 +457,8 @@ def verilate(
     command.append("--assert" if assertions else "--no-assert")
     if trace is not None:
         command.append(f"--trace-{trace}")
+    if coverage:
+        command += ["--coverage-line", "--coverage-toggle"]
     done = _run([*command, *extra, *paths], env=verilator.environment())
     if done is None or done.returncode != 0:
         output = "" if done is None else done.stderr + done.stdout
@@ -459,6 +469,7 @@ def verilate(
         sources=tuple(sorted(out_dir.glob(f"{prefix}*.cpp"))),
         trace=trace,
         verilator=verilator,
+        coverage=coverage,
     )
 
 

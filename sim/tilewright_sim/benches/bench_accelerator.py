@@ -5,101 +5,25 @@ Every channel pauses at random; reads and writes outside memory are answered wit
 
 from __future__ import annotations
 
-import logging
 import random
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import cocotb
 import numpy as np
 from cocotb.triggers import ClockCycles, RisingEdge
-from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiRamRead, AxiRamWrite
 from numpy.typing import NDArray
 
 from tilewright_hw.arch import REGISTERS, AcceleratorConfig, ErrorCode, Instruction, Op, Unit, assemble
 from tilewright_hw.arch.isa import Dest, Element, LoadDest, Source
 from tilewright_hw.arch.registers import IDENTITY, VERSION
-from tilewright_sim.benches.testbench import Monitor, generator, parameters, pauses, pulse_reset, start_clock
+from tilewright_sim.benches.axi import AxiLiteRules, AxiRules, read_memory, registers_master, write_memory
+from tilewright_sim.benches.testbench import generator, parameters, pulse_reset, start_clock
 from tilewright_sim.golden import GoldenDevice
 
 CONFIG = AcceleratorConfig.resolve(parameters()["config"])
 SIZE = 1 << 15
 PROGRAM, DATA, RESULT = 0x0000, 0x1000, 0x6000
-
-logging.getLogger("cocotb").setLevel(logging.WARNING)  # cocotbext-axi tells of every burst
-logging.getLogger("cocotb.regression").setLevel(logging.INFO)
-
-
-class BoundedRead(AxiRamRead):  # type: ignore[misc]
-    """A memory's read side; what lies outside is an error (cocotbext-axi answers SLVERR)."""
-
-    async def _read(self, address: int, length: int) -> bytes:
-        if address + length > self.size:
-            raise IndexError(address)
-        return bytes(self.read(address, length))
-
-
-class BoundedWrite(AxiRamWrite):  # type: ignore[misc]
-    """A memory's write side; what lies outside is an error (cocotbext-axi answers SLVERR)."""
-
-    async def _write(self, address: int, data: bytes) -> None:
-        if address + len(data) > self.size:
-            raise IndexError(address)
-        self.write(address, data)
-
-
-class AxiChecker:
-    """Watches what the accelerator drives: payloads that stand still until taken, bursts, answers to every request."""
-
-    def __init__(self, dut: Any) -> None:
-        self._count: Counter[str] = Counter()
-        address = ("addr", "len", "size", "burst")
-        for name, payload, seen in (
-            ("ar", address, self._read_burst),
-            ("aw", address, self._write_burst),
-            ("w", ("data", "strb", "last"), self._write_beat),
-            ("r", (), lambda: self._count.update(r=1)),
-            ("b", (), lambda: self._count.update(b=1)),
-        ):
-            prefix = f"m_axi_{name}"
-            Monitor(dut, f"{prefix}valid", f"{prefix}ready", [prefix + part for part in payload], seen).start()
-        for name, response in (("r", ("data", "resp")), ("b", ("resp",))):
-            prefix = f"s_axil_{name}"
-            Monitor(
-                dut, f"{prefix}valid", f"{prefix}ready", [prefix + part for part in response], lambda *_: None
-            ).start()
-
-    def _burst(self, address: int, length: int, size: int, burst: int) -> None:
-        assert 1 << size == CONFIG.bus_bytes
-        assert burst == 1, "INCR"
-        assert address % CONFIG.bus_bytes == 0
-        assert length < CONFIG.burst_beats
-        assert address % 4096 + (length + 1) * CONFIG.bus_bytes <= 4096, "a burst crosses 4 KiB"
-
-    def _read_burst(self, address: int, length: int, size: int, burst: int) -> None:
-        self._burst(address, length, size, burst)
-        self._count.update(ar=1, read=length + 1)
-
-    def _write_burst(self, address: int, length: int, size: int, burst: int) -> None:
-        self._burst(address, length, size, burst)
-        self._count.update(aw=1, written=length + 1)
-
-    def _write_beat(self, data: int, strobe: int, last: int) -> None:
-        self._count.update(w=1, last=last)
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self._count.clear()
-
-    def assert_quiet(self, *, writes: bool = True) -> None:
-        """Fail if something asked for has not been answered."""
-        n = self._count
-        assert n["r"] == n["read"], f"{n['read']} beats asked for, {n['r']} came"
-        if not writes:
-            return
-        assert n["w"] == n["written"], f"{n['written']} beats announced, {n['w']} written"
-        assert n["aw"] == n["last"] == n["b"], f"{n['aw']} writes, {n['last']} ended, {n['b']} answered"
 
 
 class System:
@@ -118,19 +42,18 @@ class System:
     def __init__(self, dut: Any, rng: random.Random, share: float) -> None:
         self.dut = dut
         self.memory = bytearray(SIZE)
-        bus = AxiBus.from_prefix(dut, "m_axi")
-        read = BoundedRead(bus.read, dut.clk, dut.rst, mem=self.memory)
-        write = BoundedWrite(bus.write, dut.clk, dut.rst, mem=self.memory)
-        self.host = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axil"), dut.clk, dut.rst)
-        self.checker = AxiChecker(dut)
-        host_read, host_write = self.host.read_if, self.host.write_if
-        for channel in (
-            *(read.ar_channel, read.r_channel, write.aw_channel, write.w_channel, write.b_channel),
-            *(host_read.ar_channel, host_read.r_channel),
-            *(host_write.aw_channel, host_write.w_channel, host_write.b_channel),
-        ):
-            if share:
-                channel.set_pause_generator(pauses(rng, share))
+        read_memory(dut, "m_axi", self.memory, rng, share)
+        write_memory(dut, "m_axi", self.memory, rng, share)
+        self.host = registers_master(dut, "s_axil", rng, share)
+        self.checker = AxiRules(
+            dut,
+            "m_axi",
+            bus_bytes=CONFIG.bus_bytes,
+            beats=CONFIG.burst_beats,
+            reads=CONFIG.reads_in_flight,
+            writes=CONFIG.writes_in_flight,
+        )
+        self.host_rules = AxiLiteRules(dut, "s_axil")
 
     @classmethod
     async def started(cls, dut: Any, rng: random.Random, share: float = 0.0) -> System:
@@ -144,6 +67,7 @@ class System:
         """Reset the accelerator and the bus."""
         await pulse_reset(self.dut, cycles)
         self.checker.reset()
+        self.host_rules.reset()
         await RisingEdge(self.dut.clk)
 
     async def get(self, name: str) -> int:
@@ -175,6 +99,7 @@ class System:
         assert await self.get("STATUS") == 2
         assert await self.get("IRQ_STATUS") == 1
         self.checker.assert_quiet()
+        self.host_rules.assert_quiet()
         got, wanted = np.frombuffer(bytes(self.memory), np.uint8), golden_memory(image)
         different = np.flatnonzero(got != wanted)
         assert different.size == 0, f"{different.size} bytes differ, the first at {different[0]:#x}"

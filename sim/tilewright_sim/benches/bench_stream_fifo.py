@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import cocotb
 from cocotb.triggers import ClockCycles, RisingEdge
 
-from tilewright_sim.benches.testbench import StreamTestbench, generator, parameters
+from tilewright_sim.benches.testbench import Passes, StreamTestbench, generator, parameters
 
 WIDTH, DEPTH = parameters()["shape"], parameters()["depth"]
-
-
-class FifoModel:
-    """Every item comes out as it went in."""
-
-    def take(self, item: int) -> Iterable[int]:
-        """Return the item."""
-        return [item]
-
-    def reset(self) -> None:
-        """Nothing is kept here."""
 
 
 def items(count: int, rng: Any) -> list[int]:
@@ -45,7 +33,7 @@ async def watch_level(bench: StreamTestbench) -> None:
 @cocotb.parametrize(idle=[0.0, 0.5], back_pressure=[0.0, 0.5])
 async def test_order(dut: Any, idle: float, back_pressure: float) -> None:
     rng = generator(f"order {idle} {back_pressure}")
-    bench = StreamTestbench(dut, FifoModel(), rng, idle=idle, back_pressure=back_pressure)
+    bench = StreamTestbench(dut, Passes(), rng, idle=idle, back_pressure=back_pressure)
     await bench.start()
     cocotb.start_soon(watch_level(bench))
     bench.source.send(items(400, rng))
@@ -56,7 +44,7 @@ async def test_order(dut: Any, idle: float, back_pressure: float) -> None:
 @cocotb.test(skip=DEPTH < 3)  # an item stays for two cycles, so two of them fill it
 async def test_one_item_per_cycle(dut: Any) -> None:
     rng = generator("throughput")
-    bench = StreamTestbench(dut, FifoModel(), rng)
+    bench = StreamTestbench(dut, Passes(), rng)
     await bench.start()
     bench.source.send(items(200, rng))
     await ClockCycles(dut.clk, 200 + 8)
@@ -66,7 +54,7 @@ async def test_one_item_per_cycle(dut: Any) -> None:
 @cocotb.test()
 async def test_full(dut: Any) -> None:
     rng = generator("full")
-    bench = StreamTestbench(dut, FifoModel(), rng, back_pressure=1.0)
+    bench = StreamTestbench(dut, Passes(), rng, back_pressure=1.0)
     await bench.start()
     bench.source.send(items(3 * DEPTH, rng))
     await ClockCycles(dut.clk, 4 * DEPTH)
@@ -78,7 +66,7 @@ async def test_full(dut: Any) -> None:
 @cocotb.parametrize(cycles=[1, 7, 40])
 async def test_reset_in_the_middle(dut: Any, cycles: int) -> None:
     rng = generator(f"reset {cycles}")
-    bench = StreamTestbench(dut, FifoModel(), rng, idle=0.2, back_pressure=0.6)
+    bench = StreamTestbench(dut, Passes(), rng, idle=0.2, back_pressure=0.6)
     await bench.start()
     bench.source.send(items(200, rng))
     await ClockCycles(dut.clk, cycles)

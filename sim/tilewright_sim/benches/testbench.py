@@ -16,13 +16,17 @@ import json
 import os
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import cocotb
 from cocotb.clock import Clock
 from cocotb.task import Task
 from cocotb.triggers import ClockCycles, RisingEdge
+
+from tilewright_hw.arch import Op
+from tilewright_hw.arch.isa import FIELDS
 
 PERIOD_NS = 10
 """The clock's period."""
@@ -59,6 +63,40 @@ def unpack(vector: int, width: int, count: int, *, signed: bool = False) -> list
     """Return the values that lie in a vector."""
     mask, sign = (1 << width) - 1, (1 << width - 1) if signed else 0
     return [((vector >> i * width & mask) ^ sign) - sign for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A struct on the wires of one vector: fields of some bits each, the first in the lowest bits.
+
+    Parameters
+    ----------
+    widths : mapping of str to int
+        Bits of each field, in order.
+    """
+
+    widths: Mapping[str, int]
+
+    @classmethod
+    def operands(cls, op: Op) -> Layout:
+        """Return the layout of an instruction's operands on a command stream."""
+        return cls({field.name: field.width for field in FIELDS[op]})
+
+    def pack(self, values: Mapping[str, int]) -> int:
+        """Return the vector; what is not given is 0."""
+        vector = at = 0
+        for name, width in self.widths.items():
+            vector |= (int(values.get(name, 0)) & (1 << width) - 1) << at
+            at += width
+        return vector
+
+    def unpack(self, vector: int) -> dict[str, int]:
+        """Return the fields of a vector, as unsigned numbers."""
+        values = {}
+        for name, width in self.widths.items():
+            values[name] = vector & (1 << width) - 1
+            vector >>= width
+        return values
 
 
 class StreamSource:
@@ -153,9 +191,21 @@ class Monitor:
         The signals that go with it; `callback` is given their values.
     callback : callable
         Called in the cycle of the transfer.
+    offered : bool
+        Call it in the first cycle of the offer instead.
     """
 
-    def __init__(self, dut: Any, valid: str, ready: str, payload: Sequence[str], callback: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        dut: Any,
+        valid: str,
+        ready: str,
+        payload: Sequence[str],
+        callback: Callable[..., None],
+        *,
+        offered: bool = False,
+    ) -> None:
+        self._offered = offered
         self._name, self._clock, self._reset = valid, dut.clk, dut.rst
         self._valid, self._ready = getattr(dut, valid), getattr(dut, ready)
         self._payload = [getattr(dut, name) for name in payload]
@@ -182,10 +232,13 @@ class Monitor:
                 continue
             now = [int(signal.value) for signal in self._payload]  # fails where a bit is X
             assert offered in (None, now), f"{self._name}: the payload changed from {offered} to {now}"
+            if offered is None and self._offered:
+                self._callback(*now)
             offered = now
             if self._ready.value:
-                self._callback(*now)
                 offered = None
+                if not self._offered:
+                    self._callback(*now)
 
 
 class Model(Protocol):
@@ -196,6 +249,17 @@ class Model(Protocol):
 
     def reset(self) -> None:
         """Forget everything."""
+
+
+class Passes:
+    """The model of a block from which everything comes out as it went in."""
+
+    def take(self, item: int) -> Iterable[int]:
+        """Return the item."""
+        return [item]
+
+    def reset(self) -> None:
+        """Nothing is kept here."""
 
 
 class InOrderChecker:
@@ -233,9 +297,18 @@ class InOrderChecker:
         self._expected.clear()
 
 
+MUTANT = "mutant"
+"""The port of a design with planted bugs that says which of them is in force (0: none)."""
+
+mutant_in_force = 0
+"""What that port is to be."""
+
+
 def start_clock(dut: Any) -> None:
     """Start the clock, with reset high."""
     dut.rst.value = 1
+    if hasattr(dut, MUTANT):
+        getattr(dut, MUTANT).value = mutant_in_force
     Clock(dut.clk, PERIOD_NS, unit="ns").start()
 
 
@@ -244,6 +317,74 @@ async def pulse_reset(dut: Any, cycles: int = 2) -> None:
     dut.rst.value = 1
     await ClockCycles(dut.clk, cycles)
     dut.rst.value = 0
+
+
+class CycleModel(Protocol):
+    """A block in which nothing waits, cycle by cycle."""
+
+    def drive(self, rng: random.Random) -> Mapping[str, int]:
+        """Return this cycle's inputs, all of them."""
+
+    def outputs(self, inputs: Mapping[str, int]) -> Mapping[str, Sequence[int | None]]:
+        """Return this cycle's outputs, each as the values that lie in it (None: undefined), and go on by a cycle."""
+
+    def reset(self) -> None:
+        """Forget everything."""
+
+
+class LockstepTestbench:
+    """A block with rigid ports beside its model: every output is compared in every cycle in which it is defined.
+
+    Parameters
+    ----------
+    dut : handle
+        The design.
+    model : CycleModel
+        What it must do; it also makes up what goes in.
+    rng : random.Random
+        For the inputs.
+    """
+
+    def __init__(self, dut: Any, model: CycleModel, rng: random.Random) -> None:
+        self.dut, self.model, self._rng = dut, model, rng
+        self.checked = 0
+
+    async def start(self) -> None:
+        """Start the clock and reset."""
+        start_clock(self.dut)
+        await self.reset()
+
+    async def reset(self, cycles: int = 2) -> None:
+        """Reset, in the middle of work: what was inside is lost."""
+        await pulse_reset(self.dut, cycles)
+        self.model.reset()
+
+    async def run(self, cycles: int) -> None:
+        """Go on for some cycles; something must come out in them."""
+        before = self.checked
+        await self.run_quietly(cycles)
+        assert self.checked > before, "nothing was compared"
+
+    async def run_quietly(self, cycles: int) -> None:
+        """Go on for some cycles, though nothing may come out."""
+        dut = self.dut
+        for _ in range(cycles):
+            inputs = self.model.drive(self._rng)
+            for name, value in inputs.items():
+                getattr(dut, name).value = value
+            await RisingEdge(dut.clk)
+            for name, wanted in self.model.outputs(inputs).items():
+                self._compare(name, wanted)
+
+    def _compare(self, name: str, wanted: Sequence[int | None]) -> None:
+        signal = getattr(self.dut, name)
+        width = len(signal) // len(wanted)
+        for place, value in enumerate(wanted):
+            if value is None:
+                continue
+            got = int(signal.value) >> place * width & (1 << width) - 1
+            assert got == value & (1 << width) - 1, f"{name}[{place}] is {got:#x}, not {value & (1 << width) - 1:#x}"
+            self.checked += 1
 
 
 class StreamTestbench:

@@ -12,12 +12,14 @@ from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.generate import TOP, flatten, to_rtlil
 from tilewright_sim import toolchain
 from tilewright_sim.cache import get_or_build
+from tilewright_sim.coverage.design import rtlil_with_sources, with_sources
 from tilewright_sim.toolchain import Trace
 
-__all__ = ["LIBRARY", "Progress", "build_accelerator", "build_library", "gateware_key"]
+__all__ = ["LIBRARY", "VERILOG", "Progress", "build_accelerator", "build_library", "gateware_key"]
 
 Progress = Callable[[str], None]
 LIBRARY = "simulator.so"
+VERILOG = f"{TOP}.v"
 
 _HERE = Path(__file__).parent
 _HARNESS = _HERE / "harness.cpp"
@@ -51,6 +53,7 @@ def build_library(
     *,
     rtlil_hash: str | None = None,
     trace: Trace | None = None,
+    coverage: bool = False,
     label: str = "rtl",
     on_progress: Progress | None = None,
 ) -> Path:
@@ -60,7 +63,7 @@ def build_library(
     ----------
     rtlil : str or callable
         The design; its top module is `TOP`, with the accelerator's ports; `rst` if and only if
-        `trace` is given. A callable is called only if there is something to build, and needs
+        `trace` or `coverage` is given. A callable is called only if there is something to build, and needs
         `rtlil_hash`.
     bus_bytes : int
         Bytes of its AXI data bus.
@@ -68,6 +71,9 @@ def build_library(
         What identifies the design, else the text's own hash.
     trace : {"vcd", "fst"}, optional
         Build one that can write waves.
+    coverage : bool
+        Build one that counts which lines run and which signals toggle. Its Verilog keeps the hierarchy and the
+        locations in Python, and stays beside the library as `VERILOG`.
     label : str
         For people: part of the cache entry's name.
     on_progress : callable, optional
@@ -91,23 +97,26 @@ def build_library(
         rtlil_hash,
         str(bus_bytes),
         str(trace),
+        *(["coverage"] if coverage else []),
         *(_digest(path.read_bytes()) for path in _SOURCES),
         *_OPTIONS,
         *toolchain.fingerprint(verilator, compiler),
     ]
 
     def build(folder: Path) -> None:
-        runtime = _runtime(verilator, compiler, trace, tell)
+        runtime = _runtime(verilator, compiler, trace, tell, coverage)
         tell("elaborating the gateware")
         text = rtlil() if callable(rtlil) else rtlil
-        tell("flattening with Yosys")
-        verilog = folder / f"{TOP}.v"
-        verilog.write_text(flatten(text), encoding="utf-8")
+        tell("writing Verilog with Yosys" if coverage else "flattening with Yosys")
+        verilog = folder / VERILOG
+        verilog.write_text(with_sources(text) if coverage else flatten(text), encoding="utf-8")
         tell("translating with Verilator")
-        model = toolchain.verilate(verilog, TOP, folder / "cpp", trace=trace, prefix="Vtop", verilator=verilator)
+        model = toolchain.verilate(
+            verilog, TOP, folder / "cpp", trace=trace, coverage=coverage, prefix="Vtop", verilator=verilator
+        )
         tell(f"compiling with {Path(compiler.command[0]).name} (once per configuration)")
         _compile(model, compiler, folder, runtime, bus_bytes)
-        _keep_only_library(folder)
+        _keep_only(folder, (LIBRARY, VERILOG) if coverage else (LIBRARY,))
         tell("the simulator is built")
 
     return get_or_build(key, build, label=label) / LIBRARY
@@ -118,11 +127,14 @@ def _runtime(
     compiler: toolchain.Compiler,
     trace: Trace | None,
     tell: Progress,
+    coverage: bool,
 ) -> Path:
     """Return Verilator's own runtime as an object file: it takes longer to compile than a small design."""
     if trace == "fst" and (problem := toolchain.fst_problem(compiler)):
         raise toolchain.ToolchainError(problem)
-    model = toolchain.VerilatedModel(prefix="", directory=Path(), sources=(), trace=trace, verilator=verilator)
+    model = toolchain.VerilatedModel(
+        prefix="", directory=Path(), sources=(), trace=trace, verilator=verilator, coverage=coverage
+    )
 
     def build(folder: Path) -> None:
         tell("compiling Verilator's runtime (once)")
@@ -137,7 +149,10 @@ def _runtime(
         (folder / "runtime.o.unity.cpp").unlink(missing_ok=True)
 
     key = ["runtime 1", str(trace), " ".join(_FLAGS), *toolchain.fingerprint(verilator, compiler)]
-    return get_or_build(key, build, label=f"verilator-runtime{f'-{trace}' if trace else ''}") / ("runtime.o")
+    label = f"verilator-runtime{f'-{trace}' if trace else ''}"
+    if coverage:
+        key, label = [*key, "coverage"], f"{label}-coverage"
+    return get_or_build(key, build, label=label) / "runtime.o"
 
 
 def _compile(
@@ -156,7 +171,7 @@ def _compile(
         "defines": {
             **model.defines,
             "TILEWRIGHT_BUS_BYTES": str(bus_bytes),
-            "TILEWRIGHT_RESET": str(int(model.trace is not None)),
+            "TILEWRIGHT_RESET": str(int(model.trace is not None or model.coverage)),
         },
     }
     once = folder / "once.o"
@@ -171,17 +186,21 @@ def _compile(
     )
 
 
-def _keep_only_library(folder: Path) -> None:
+def _keep_only(folder: Path, names: tuple[str, ...]) -> None:
     """Remove what was only needed to build: the cache is checked at each use, so it stays small."""
     for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir():
             path.rmdir()
-        elif path.name != LIBRARY:
+        elif path.name not in names:
             path.unlink()
 
 
 def build_accelerator(
-    config: AcceleratorConfig, *, trace: Trace | None = None, on_progress: Progress | None = None
+    config: AcceleratorConfig,
+    *,
+    trace: Trace | None = None,
+    coverage: bool = False,
+    on_progress: Progress | None = None,
 ) -> Path:
     """Return the shared library of an accelerator.
 
@@ -193,20 +212,21 @@ def build_accelerator(
 
     def rtlil() -> str:
         if not made:
-            made.append(to_rtlil(config, reset=trace is not None))
+            made.append(rtlil_with_sources(config) if coverage else to_rtlil(config, reset=trace is not None))
         return made[0]
 
     def write_hash(folder: Path) -> None:
         tell("elaborating the gateware")
         (folder / "sha256").write_text(_digest(rtlil().encode()))
 
-    key = ["rtlil hash 1", *gateware_key(config), str(trace is not None)]
+    key = ["rtlil hash 1", *gateware_key(config), "coverage" if coverage else str(trace is not None)]
     entry = get_or_build(key, write_hash, label=f"rtlil-{config.name}")
     return build_library(
         rtlil,
         config.bus_bytes,
         rtlil_hash=(entry / "sha256").read_text(),
         trace=trace,
-        label=f"rtl-{config.name}{f'-{trace}' if trace else ''}",
+        coverage=coverage,
+        label=f"rtl-{config.name}{f'-{trace}' if trace else ''}{'-coverage' if coverage else ''}",
         on_progress=on_progress,
     )

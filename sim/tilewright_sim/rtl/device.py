@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
+import shutil
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +18,7 @@ from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.errors import DeviceError, InputError
 from tilewright_hw.arch.memory_model import MemoryModel
 from tilewright_hw.arch.registers import REGISTERS
-from tilewright_sim.cache import CacheError
-from tilewright_sim.rtl.build import Progress, build_accelerator
-from tilewright_sim.toolchain import ToolchainError
+from tilewright_sim.rtl.build import VERILOG, Progress, build_accelerator
 from tilewright_sim.toolchain import Trace as TraceFormat
 
 __all__ = ["RtlDevice", "Trace"]
@@ -26,6 +27,8 @@ _CHUNK = 1 << 18
 """Cycles per call into the library: between calls Python sees Ctrl-C."""
 _POLL = 256
 """Cycles between two looks at STATUS, where no interrupt will tell."""
+COVERAGE = "TILEWRIGHT_COVERAGE"
+"""The environment variable that asks every device for coverage."""
 _DONE, _FAILED = 0, -1
 _BUSY = 1
 _BOTH = 3
@@ -73,6 +76,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "cycle": (ctypes.c_uint64, ()),
     "trace": (ctypes.c_int, (ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64)),
     "check_outputs": (None, (ctypes.c_int,)),
+    "write_coverage": (ctypes.c_int, (ctypes.c_char_p,)),
 }  # fmt: skip
 
 
@@ -104,6 +108,9 @@ class RtlDevice:
         Told in a few words what a build is doing.
     library : Path, optional
         A library from `build_library`, in place of the accelerator's own.
+    coverage : Path, optional
+        A folder: count which lines run and which signals toggle (a slower build of its own), and write that there when
+        closed. By default the environment's TILEWRIGHT_COVERAGE.
 
     Raises
     ------
@@ -121,27 +128,26 @@ class RtlDevice:
         *,
         on_progress: Progress | None = None,
         library: Path | None = None,
+        coverage: Path | None = None,
     ) -> None:
         self._simulation: int | None = None
+        if coverage is None and trace is None and library is None and (folder := os.environ.get(COVERAGE)):
+            coverage = Path(folder)
+        self.coverage = coverage
         self.config = config
         self.memory = memory or MemoryModel()
         self.trace = trace
         self._size = 0
         self._seconds = 0.0
-        path = library or build_accelerator(config, trace=trace.format if trace else None, on_progress=on_progress)
+        kind = trace.format if trace else None
+        path = library or build_accelerator(config, trace=kind, coverage=coverage is not None, on_progress=on_progress)
+        self._verilog = path.with_name(VERILOG)
         self._library = _library(path)
         m = self.memory
         self._simulation = self._library.tilewright_create(m.latency, m.stall, m.seed, m.bandwidth)
         self._view: NDArray[np.uint8] = np.zeros(0, np.uint8)
         if trace is not None:
             self._open_trace(trace)
-
-    def _build(self, on_progress: Progress | None) -> Path:
-        kind = self.trace.format if self.trace else None
-        try:
-            return build_accelerator(self.config, trace=kind, on_progress=on_progress)
-        except (ToolchainError, CacheError) as e:
-            raise InputError(f"the rtl device cannot be built: {e}") from e
 
     def _open_trace(self, trace: Trace) -> None:
         path = str(trace.path).encode()
@@ -266,8 +272,18 @@ class RtlDevice:
         """Release memory and simulation, and finish the trace."""
         if self._simulation is not None:
             self._view = np.zeros(0, np.uint8)
+            if self.coverage is not None:
+                self._write_coverage(self.coverage)
             self._library.tilewright_destroy(self._simulation)
             self._simulation = None
+
+    def _write_coverage(self, folder: Path) -> None:
+        """Write the counts into a folder under a name of their own, and beside them the Verilog that they are of."""
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{self._verilog.parent.name}.v"  # the cache entry's: the same for the same design
+        if not (folder / name).exists():
+            shutil.copyfile(self._verilog, folder / name)
+        self._call("write_coverage", str(folder / f"{Path(name).stem}.{uuid.uuid4().hex}.dat").encode())
 
     def __enter__(self) -> RtlDevice:
         return self

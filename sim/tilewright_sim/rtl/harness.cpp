@@ -1,7 +1,7 @@
 // A Verilated accelerator with its memory, as a C interface for ctypes.
 //
-// The build sets TILEWRIGHT_BUS_BYTES, and TILEWRIGHT_RESET to whether there is a port `rst` (for waves). Everything but the interface is hidden, so that libraries of several
-// configurations live in one process.
+// The build sets TILEWRIGHT_BUS_BYTES, and TILEWRIGHT_RESET to whether there is a port `rst` (for waves and
+// coverage). Everything but the interface is hidden, so that libraries of several configurations live in one process.
 
 #include "Vtop.h"
 #include "Vtop___024root.h"
@@ -14,6 +14,10 @@ using TraceFile = VerilatedVcdC;
 #elif VM_TRACE_FST
 #include "verilated_fst_c.h"
 using TraceFile = VerilatedFstC;
+#endif
+
+#if VM_COVERAGE
+#include "verilated_cov.h"
 #endif
 
 #include <memory>
@@ -137,6 +141,17 @@ class Simulation {
 #endif
     }
 
+    // Writes how often each line ran and each signal toggled since the simulation was made.
+    bool write_coverage(const char* path) {
+#if VM_COVERAGE
+        context_->coveragep()->write(path);
+        return true;
+#else
+        (void)path;
+        return false;
+#endif
+    }
+
     void check_outputs(bool on) { check_ = on; }
 
     const char* failure() const { return memory_.failure.c_str(); }
@@ -223,4 +238,5 @@ API uint64_t tilewright_cycle(Simulation* s) { return s->cycle(); }
 API int tilewright_trace(Simulation* s, const char* path, uint64_t first, uint64_t last) {
     return s->trace(path, first, last);
 }
+API int tilewright_write_coverage(Simulation* s, const char* path) { return s->write_coverage(path); }
 API void tilewright_check_outputs(Simulation* s, int on) { s->check_outputs(on != 0); }

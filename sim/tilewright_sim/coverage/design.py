@@ -1,0 +1,40 @@
+"""The accelerator's Verilog with its hierarchy, and with the line of Python beside each statement."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tilewright_hw.arch.config import AcceleratorConfig
+from tilewright_hw.generate import TOP, GenerateError
+
+__all__ = ["rtlil_with_sources", "with_sources"]
+
+# Processes stay processes, with their branches: these are the lines that run or do not.
+_SCRIPT = f"""\
+hierarchy -top {TOP}
+proc -nomux -norom
+memory_collect
+write_verilog -norename
+"""
+
+
+def rtlil_with_sources(config: AcceleratorConfig) -> str:
+    """Return the accelerator's RTLIL, one module for each component, with source locations."""
+    try:
+        from amaranth.back import rtlil
+
+        from tilewright_hw.gateware.top import Accelerator
+    except ImportError as e:
+        raise GenerateError("Amaranth is needed to make Verilog: run `pip install 'tilewright[rtl]'`") from e
+    return str(rtlil.convert(Accelerator(config), name=TOP, emit_src=True))
+
+
+def with_sources(rtlil: str) -> str:
+    """Return RTLIL as Verilog with attributes `src`."""
+    from amaranth._toolchain.yosys import YosysError, find_yosys
+
+    try:
+        yosys: Any = find_yosys(lambda version: version >= (0, 40))
+        return str(yosys.run(["-q", "-"], f"read_rtlil <<rtlil\n{rtlil}\nrtlil\n{_SCRIPT}", ignore_warnings=True))
+    except YosysError as e:
+        raise GenerateError(f"Yosys failed: {e}") from e
