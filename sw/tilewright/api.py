@@ -10,6 +10,8 @@ from typing import Unpack
 
 import numpy as np
 
+from tilewright.compiled import is_compiled
+from tilewright.compiled import load as load_compiled
 from tilewright.compiler.batch import MAX_BATCH
 from tilewright.compiler.encoder import EncoderCompiler
 from tilewright.compiler.image import ModelImage
@@ -19,7 +21,7 @@ from tilewright.devices import open_device
 from tilewright.embedding import Recipe, read_recipe
 from tilewright.formats import DEFAULT, Formats
 from tilewright.importers import load_checkpoint
-from tilewright.model import Checkpoint, Floats, ModelSpec
+from tilewright.model import Checkpoint, Floats, ModelSpec, with_context
 from tilewright.request import Options, Request, check_request, read_defaults
 from tilewright.roofline import Work, model_operations, roofline, total
 from tilewright.runtime import Engine
@@ -498,27 +500,30 @@ def compare(device: Device, golden: Device, size: int, tokens_equal: bool = True
 
 
 def load(
-    path: str | Path | None = None, *, device: Device | str = "golden", config: str = "default",
-    weights: str = "int8", activations: int = 8, overrides: Mapping[str, str] | None = None, batch: int = MAX_BATCH,
-    tokenizer: str | Path | None = None, check: bool = False, tiling: Tiling | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    path: str | Path | None = None, *, device: Device | str = "golden", config: str | None = None,
+    weights: str | None = None, activations: int | None = None, overrides: Mapping[str, str] | None = None,
+    context: int | None = None, batch: int = MAX_BATCH, tokenizer: str | Path | None = None, check: bool = False,
+    tiling: Tiling | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> Model:  # fmt: skip
     """Load a model onto a device.
 
     Parameters
     ----------
     path : path or None
-        A Hugging Face folder or a llama2.c .bin file; None: the built-in model.
+        A Hugging Face folder, a llama2.c .bin file, or a file that `tilewright compile` wrote; None: the built-in
+        model.
     device : Device or str
         An open device, or the name of one.
     config : str
-        Preset or .toml file, if `device` is a name.
+        Preset or .toml file, if `device` is a name; 'default', or what a compiled model is for.
     weights : str
-        'int8' or 'int4'.
+        'int8' (default) or 'int4'.
     activations : int
-        8 or 16: bits of what is multiplied by a matrix, of queries and of probabilities.
+        8 (default) or 16: bits of what is multiplied by a matrix, of queries and of probabilities.
     overrides : mapping, optional
-        Weight formats of single matrices; see `Formats`.
+        Weight formats of single matrices; see `Formats`. A compiled model has the formats that it was compiled with.
+    context : int, optional
+        Most positions of prompt and text together, fewer than the model's own: a shorter cache, and smaller tables.
     batch : int
         Most prompts that `generate` continues at the same time; results do not depend on it.
     tokenizer : path
@@ -534,12 +539,31 @@ def load(
         The device cannot be opened.
     """
     check_batch(batch)
-    formats = Formats(weights=weights, activations=activations, overrides=overrides or {})
-    checkpoint, found = read_model(path, tokenizer)
-    target = device.config if not isinstance(device, str) else AcceleratorConfig.resolve(config)
+    given = None
+    if weights is not None or activations is not None or overrides:
+        given = Formats(
+            weights=weights or "int8", activations=8 if activations is None else activations, overrides=overrides or {}
+        )
+    checkpoint, found = read_model(path, tokenizer, context)
+    wanted = device.config if not isinstance(device, str) else AcceleratorConfig.resolve(config) if config else None
+    target, formats = settle(checkpoint, wanted, given)
     check_fits(checkpoint.spec, target, tiling, formats)
-    opened = open_device(device, config) if isinstance(device, str) else device
+    opened = open_device(device, target) if isinstance(device, str) else device
     return Model(checkpoint, found, opened, check=check, tiling=tiling, progress=progress, formats=formats, batch=batch)
+
+
+def settle(
+    checkpoint: Checkpoint, config: AcceleratorConfig | None, formats: Formats | None
+) -> tuple[AcceleratorConfig, Formats]:
+    """Return the configuration and the formats that a model runs with: what is asked for, else the defaults.
+
+    Those of a compiled model are its own; InputError if others are asked for.
+    """
+    stored = checkpoint.stored
+    if stored is None:
+        return config or AcceleratorConfig(), formats or DEFAULT
+    stored.check(config or stored.config, formats or stored.formats)
+    return stored.config, stored.formats
 
 
 def check_batch(batch: int) -> int:
@@ -549,11 +573,17 @@ def check_batch(batch: int) -> int:
     return batch
 
 
-def read_model(path: str | Path | None = None, tokenizer: str | Path | None = None) -> tuple[Checkpoint, Tokenizer]:
+def read_model(
+    path: str | Path | None = None, tokenizer: str | Path | None = None, context: int | None = None
+) -> tuple[Checkpoint, Tokenizer]:
     """Return a model's checkpoint and tokenizer, as `load` does; every tensor has been looked at."""
     path = BUILTIN if path is None else Path(path)
-    checkpoint = load_checkpoint(path)
-    found = load_tokenizer(path, checkpoint.spec.vocab, tokenizer)
+    checkpoint = load_compiled(path) if is_compiled(path) else load_checkpoint(path)
+    if checkpoint.stored is not None and tokenizer is None:
+        found = checkpoint.stored.open_tokenizer()
+    else:
+        found = load_tokenizer(path, checkpoint.spec.vocab, tokenizer)
+    checkpoint = with_context(checkpoint, context)
     recipe_of(checkpoint)
     read_defaults(checkpoint.files)
     checkpoint.check()

@@ -395,7 +395,7 @@ def check(arguments: argparse.Namespace) -> Bench:
         if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
     bench = Bench(
-        config=AcceleratorConfig.resolve(arguments.config),
+        config=AcceleratorConfig.resolve(arguments.config or "default"),
         memory=memory_model(arguments.memory),
         device=device_kind(arguments.device),
         run=arguments.run_kind,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.files import NOTHING, Files
 from tilewright_hw.arch import InputError
+
+if TYPE_CHECKING:
+    from tilewright.compiled import StoredModel
 
 Floats = NDArray[np.float32]
 MAX_LAYERS = 4096
@@ -196,16 +200,18 @@ LlamaSpec = ModelSpec
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's shape and a way to its tensors.
+    """A model's shape and a way to its tensors, or to the image that was compiled of them.
 
     `read(name)` returns the float32 tensor of a canonical name (see `ModelSpec.tensor_shapes`); it may read from disk
     at each call. `tensor` checks shape and finiteness. `files` are the small files that came with the weights.
+    `stored` are the weights of a compiled model, in whose place there are no tensors to read.
     """
 
     spec: ModelSpec
     read: Callable[[str], Floats] = field(repr=False)
     name: str = "model"
     files: Files = field(default=NOTHING, repr=False)
+    stored: StoredModel | None = field(default=None, repr=False)
 
     def tensor(self, name: str) -> Floats:
         """Return a tensor; InputError names it if its shape is wrong or a value is not finite."""
@@ -219,5 +225,23 @@ class Checkpoint:
 
     def check(self) -> None:
         """Read every tensor, so that a bad one is known before anything is written."""
-        for name in self.spec.tensor_shapes():
+        for name in () if self.stored is not None else self.spec.tensor_shapes():
             self.tensor(name)
+
+
+def with_context(checkpoint: Checkpoint, context: int | None) -> Checkpoint:
+    """Return a model that uses only its first `context` positions (None: all); InputError if it has fewer."""
+    spec = checkpoint.spec
+    if context is None or context == spec.context:
+        return checkpoint
+    if not isinstance(context, int) or isinstance(context, bool) or not 1 <= context <= spec.context:
+        raise InputError(f"context must be 1 to {spec.context}, the model's own, not {context!r}")
+    if checkpoint.stored is not None:
+        raise InputError(f"{checkpoint.name} was compiled for a context of {spec.context}, not {context}")
+
+    def read(name: str) -> Floats:
+        value = checkpoint.read(name)
+        # A wrong shape stays one, for `tensor` to tell.
+        return value[:context] if name == "positions" and len(value) == spec.context else value
+
+    return replace(checkpoint, spec=replace(spec, context=context), read=read)

@@ -123,6 +123,8 @@ class Engine:
         self.compiler = LlamaCompiler(self.image, self.tiling)
         self.encoder = EncoderCompiler(self.image, self.tiling)
         self._decode: dict[tuple[int, str], bytes] = {}
+        if checkpoint.stored is not None and self.tiling == Tiling():
+            self._decode = {(1, results): program for results, program in checkpoint.stored.programs.items()}
         self._programs: dict[tuple[int, int, str], bytes] = {}
         if self.spec.causal:  # the one program that every text needs: does it fit?
             self._decoder(1)

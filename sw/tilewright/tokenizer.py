@@ -14,6 +14,7 @@ from tilewright_hw.arch import InputError
 
 MAX_FILE = 256 << 20
 """Bytes of the largest tokenizer file that is read."""
+HUGGING_FACE, LLAMA2C = "tokenizer.json", "tok.bin"
 _BYTE_PIECE = re.compile(rb"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -26,6 +27,8 @@ class Tokenizer(Protocol):
     """The id put in front of every prompt, if any."""
     eos: frozenset[int]
     """Ids that end a text."""
+    stored: tuple[str, bytes]
+    """The file that it was read from: what to call it, and its bytes."""
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a prompt, with BOS in front if the tokenizer has one."""
@@ -38,18 +41,23 @@ class HuggingFaceTokenizer:
     """A `tokenizer.json`, with BOS and EOS from the configuration files beside it."""
 
     def __init__(self, path: Path, bos: int | None, eos: frozenset[int]) -> None:
+        self._open(read_file(path), str(path), bos, eos)
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, where: str, bos: int | None, eos: frozenset[int]) -> HuggingFaceTokenizer:
+        """Return the tokenizer that a file of these bytes is; `where` they come from is for errors."""
+        made = cls.__new__(cls)
+        made._open(raw, where, bos, eos)
+        return made
+
+    def _open(self, raw: bytes, where: str, bos: int | None, eos: frozenset[int]) -> None:
         from tokenizers import Tokenizer as Fast
 
         try:
-            if path.stat().st_size > MAX_FILE:
-                raise InputError(f"{path} must be at most {MAX_FILE >> 20} MiB")
-            self._fast: Any = Fast.from_file(str(path))
-        except OSError as e:
-            raise InputError(f"cannot read {path}: {e.strerror}") from e
-        except InputError:
-            raise
+            self._fast: Any = Fast.from_buffer(raw)
         except Exception as e:  # tokenizers raises bare Exception
-            raise InputError(f"{path} is not a tokenizer.json: {e}") from e
+            raise InputError(f"{where} is not a tokenizer.json: {e}") from e
+        self.stored = (HUGGING_FACE, raw)
         # A file may say how its texts were once cut and padded: whoever asks for ids says that here.
         self._fast.no_padding()
         self._fast.no_truncation()
@@ -99,7 +107,18 @@ class Llama2cTokenizer:
     """
 
     def __init__(self, path: Path) -> None:
-        self.pieces, self.scores = _read_pieces(path)
+        self._open(read_file(path), str(path))
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, where: str) -> Llama2cTokenizer:
+        """Return the tokenizer that a file of these bytes is; `where` they come from is for errors."""
+        made = cls.__new__(cls)
+        made._open(raw, where)
+        return made
+
+    def _open(self, raw: bytes, where: str) -> None:
+        self.pieces, self.scores = _read_pieces(raw, where)
+        self.stored = (LLAMA2C, raw)
         self.vocab = len(self.pieces)
         self.bos: int | None = 1
         self.eos = frozenset({1, 2})
@@ -166,13 +185,24 @@ class Llama2cTokenizer:
         return out.decode("utf-8", errors="replace")
 
 
-def _read_pieces(path: Path) -> tuple[list[bytes], list[float]]:
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a tokenizer's file; InputError if it cannot be read or is absurdly large."""
     try:
         if path.stat().st_size > MAX_FILE:
             raise InputError(f"{path} must be at most {MAX_FILE >> 20} MiB")
-        raw = path.read_bytes()
+        return path.read_bytes()
     except OSError as e:
         raise InputError(f"cannot read {path}: {e.strerror}") from e
+
+
+def tokenizer_from(raw: bytes, where: str, bos: int | None, eos: frozenset[int]) -> Tokenizer:
+    """Return the tokenizer that a stored file is: JSON, or llama2.c's format."""
+    if raw[:1] == b"{":
+        return HuggingFaceTokenizer.from_bytes(raw, where, bos, eos)
+    return Llama2cTokenizer.from_bytes(raw, where)
+
+
+def _read_pieces(raw: bytes, path: str) -> tuple[list[bytes], list[float]]:
     pieces, scores = [], []
     at = 4
     while at < len(raw):
@@ -225,7 +255,7 @@ def _find(model: Path, vocab: int) -> Path:
     fitting = []
     for path in sorted(model.parent.glob("tok*.bin")):
         try:
-            if len(_read_pieces(path)[0]) == vocab:
+            if len(_read_pieces(read_file(path), str(path))[0]) == vocab:
                 fitting.append(path)
         except InputError:
             continue

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Talk; 1 if --check found a difference."""
     progress = Progress(arguments.quiet)
     wanted = Continuation.check(arguments)
-    checkpoint, tokenizer = read_model(arguments.model, arguments.tokenizer)
+    checkpoint, tokenizer = read_model(arguments.model, arguments.tokenizer, arguments.context)
     template = read_template(checkpoint.files)
     conversation = Conversation(template, tokenizer, checkpoint.spec.context, arguments.system)
     conversation.ask("?")  # does the template work at all?

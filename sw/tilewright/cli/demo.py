@@ -47,7 +47,15 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
     parser.set_defaults(
-        model=None, stop=[], stop_token=[], weights="int8", activations=8, override=[], tokenizer=None, check=True
+        model=None,
+        stop=[],
+        stop_token=[],
+        weights=None,
+        activations=None,
+        override=[],
+        context=None,
+        tokenizer=None,
+        check=True,
     )
 
 
@@ -60,16 +68,17 @@ def run(arguments: argparse.Namespace) -> int:
         _write(f"\n{prompt}")
         generation = write_text(model, request, prompt, Progress(quiet=True), _write)
         _write("\n\n")
+        config = model.device.config
     try:
         with progress.stage("Verilog written"):
-            verilog = str(write(request.config, Path(arguments.output)))
+            verilog = str(write(config, Path(arguments.output)))
     except InputError as e:
         verilog = f"not written: {e}"
     rows = _rows(generation)
     assert generation.check is not None
     rows.append(("golden model", check_line(generation.check, arguments.device)))
     rows.append(("Verilog", verilog))
-    print(f"{request.config.name}, {arguments.device} device\n\n{pairs(rows)}\n\n{NEXT}", end="")
+    print(f"{config.name}, {arguments.device} device\n\n{pairs(rows)}\n\n{NEXT}", end="")
     return 0 if generation.check.exact else 1
 
 

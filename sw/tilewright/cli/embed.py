@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     setup = Setup.check(arguments)
     texts = read_texts(arguments.text)
     progress = Progress(arguments.quiet)
-    checkpoint, tokenizer = read_model(arguments.model, arguments.tokenizer)
+    checkpoint, tokenizer = read_model(arguments.model, arguments.tokenizer, arguments.context)
     if checkpoint.spec.causal:
         raise InputError(f"{arguments.model} continues texts (tilewright generate): only an encoder makes vectors")
     with open_model(arguments, setup, checkpoint, tokenizer, progress) as model:
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
             vectors = model.embed(texts)
         check = model.compare()
         if arguments.json:
-            print(json.dumps(_report(model, setup, ids, vectors, check)))
+            print(json.dumps(_report(model, ids, vectors, check)))
         else:
             for vector in vectors:
                 print(" ".join(f"{value:.9g}" for value in vector))
@@ -78,19 +78,17 @@ def read_texts(words: list[str]) -> list[str]:
     return texts
 
 
-def _report(
-    model: Model, setup: Setup, ids: list[tuple[list[int], bool]], vectors: Floats, check: Check | None
-) -> dict[str, Any]:
+def _report(model: Model, ids: list[tuple[list[int], bool]], vectors: Floats, check: Check | None) -> dict[str, Any]:
     """Return the object that --json prints."""
     assert model.recipe is not None
     return {
         "schema_version": 1,
         "model": model.name,
         "device": model.device.name,
-        "config": setup.config.name,
-        "weights": setup.formats.weights,
-        "activations": setup.formats.activations,
-        "overrides": dict(setup.formats.overrides),
+        "config": model.device.config.name,
+        "weights": model.formats.weights,
+        "activations": model.formats.activations,
+        "overrides": dict(model.formats.overrides),
         "poolings": list(model.recipe.poolings),
         "normalised": model.recipe.normalise,
         "dim": vectors.shape[1],

@@ -12,6 +12,7 @@ from tilewright.cli.progress import Progress
 from tilewright.cli.table import pairs
 from tilewright.devices import open_device
 from tilewright.evaluate import Quality, evaluate, windows
+from tilewright.formats import DEFAULT
 from tilewright.runtime import Engine
 from tilewright_hw.arch import AcceleratorConfig, InputError
 
@@ -43,9 +44,11 @@ def run(arguments: argparse.Namespace) -> int:
     config = AcceleratorConfig.resolve(arguments.config)
     if arguments.tokens is not None and arguments.tokens < 1:
         raise InputError(f"tokens must be at least 1, not {arguments.tokens}")
-    wanted = formats(arguments)
+    wanted = formats(arguments) or DEFAULT
     text = read_text(Path(arguments.text))
-    checkpoint, tokenizer = read_model(arguments.model, arguments.tokenizer)
+    checkpoint, tokenizer = read_model(arguments.model, arguments.tokenizer, arguments.context)
+    if checkpoint.stored is not None:
+        raise InputError(f"{arguments.model} is compiled: give the checkpoint, whose own weights are the measure")
     window = min(checkpoint.spec.context, 256) if arguments.window is None else arguments.window
     if window > checkpoint.spec.context:
         raise InputError(f"window must be at most the model's context of {checkpoint.spec.context}, not {window}")
@@ -59,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     with progress.stage(f"{len(parts)} windows of {window} tokens predicted") as stage:
         quality = evaluate(engine, checkpoint, parts, stage.update)
     if arguments.json:
-        head = {"schema_version": 1, "model": checkpoint.name, "text": arguments.text, "weights": arguments.weights}
+        head = {"schema_version": 1, "model": checkpoint.name, "text": arguments.text, "weights": wanted.weights}
         head |= {"activations": wanted.activations, "overrides": dict(wanted.overrides)}
         print(json.dumps(head | quality.to_dict()))
     else:

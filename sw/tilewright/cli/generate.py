@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
         emit = _discard if arguments.json else _write
         generation = write_text(model, request, prompt, progress, emit)
         if arguments.json:
-            print(json.dumps(report(model, request, generation, arguments.weights)), flush=True)
+            print(json.dumps(report(model, request, generation)), flush=True)
         else:
             _write("\n")
         for line in _summary(generation, model.device.name):

@@ -58,7 +58,11 @@ def add_device(parser: argparse.ArgumentParser, default: str) -> None:
         metavar="NAME[:ARGS]",
         help="golden (NumPy model) or rtl (the simulated gateware) (default: %(default)s)",
     )
-    add_config(parser)
+    parser.add_argument(
+        "--config",
+        metavar="NAME|FILE.toml",
+        help="preset or TOML file (default: default, or what a compiled MODEL is for)",
+    )
     parser.add_argument(
         "--memory",
         default="",
@@ -70,21 +74,29 @@ def add_device(parser: argparse.ArgumentParser, default: str) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add MODEL, with --tokenizer and its number formats."""
     parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="Hugging Face folder or llama2.c .bin (default: the built-in model)"
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="Hugging Face folder, llama2.c .bin, or a file of tilewright compile (default: the built-in model)",
     )
     add_formats(parser)
 
 
 def add_formats(parser: argparse.ArgumentParser) -> None:
-    """Add --weights, --activations, --override and --tokenizer."""
-    parser.add_argument("--weights", default="int8", metavar="FORMAT", help="int8 or int4 (default: %(default)s)")
-    parser.add_argument("--activations", type=int, default=8, metavar="BITS", help="8 or 16 (default: %(default)s)")
+    """Add --weights, --activations, --override, --context and --tokenizer."""
+    parser.add_argument("--weights", metavar="FORMAT", help="int8 or int4 (default: int8, or as MODEL was compiled)")
+    parser.add_argument(
+        "--activations", type=int, metavar="BITS", help="8 or 16 (default: 8, or as MODEL was compiled)"
+    )
     parser.add_argument(
         "--override",
         action="append",
         default=[],
         metavar="LAYER=FORMAT",
         help="another weight format for some matrices, such as '*.w_down=int8'; may be given several times",
+    )
+    parser.add_argument(
+        "--context", type=int, metavar="N", help="only the first N positions, for a smaller cache (default: all)"
     )
     parser.add_argument("--tokenizer", metavar="FILE", help="instead of the one that comes with the model")
 
@@ -138,15 +150,26 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
 
 
-def formats(arguments: argparse.Namespace) -> Formats:
-    """Return the number formats that the options ask for."""
+def formats(arguments: argparse.Namespace) -> Formats | None:
+    """Return the number formats that the options ask for; None if they ask for none."""
     overrides = {}
     for text in arguments.override:
         pattern, equals, value = text.partition("=")
         if not equals or not pattern:
             raise InputError(f"--override must be LAYER=FORMAT, not {text!r}")
         overrides[pattern] = value
-    return Formats(weights=arguments.weights, activations=arguments.activations, overrides=overrides)
+    if arguments.weights is None and arguments.activations is None and not overrides:
+        return None
+    return Formats(
+        weights=arguments.weights or "int8",
+        activations=8 if arguments.activations is None else arguments.activations,
+        overrides=overrides,
+    )
+
+
+def configuration(arguments: argparse.Namespace) -> AcceleratorConfig | None:
+    """Return the configuration that --config names; None if it names none."""
+    return None if arguments.config is None else AcceleratorConfig.resolve(arguments.config)
 
 
 def memory_model(text: str) -> MemoryModel:

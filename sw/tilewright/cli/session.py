@@ -15,8 +15,9 @@ from tilewright.api import (
     check_fits,
     prompt_ids,
     read_model,
+    settle,
 )
-from tilewright.cli.options import formats, memory_model, open_checked, sampling_options
+from tilewright.cli.options import configuration, formats, memory_model, open_checked, sampling_options
 from tilewright.cli.progress import Progress
 from tilewright.devices import device_kind
 from tilewright.formats import Formats
@@ -29,16 +30,19 @@ from tilewright_hw.arch.memory_model import MemoryModel
 
 @dataclass(frozen=True)
 class Setup:
-    """Where and in which formats a model runs: what can be checked before any file is read."""
+    """Where and in which formats a model runs: what can be checked before any file is read.
 
-    config: AcceleratorConfig
+    None: the defaults, or what the model was compiled for.
+    """
+
+    config: AcceleratorConfig | None
     memory: MemoryModel
-    formats: Formats
+    formats: Formats | None
 
     @classmethod
     def check(cls, arguments: argparse.Namespace) -> Setup:
         """Check the options; InputError says which is wrong."""
-        config = AcceleratorConfig.resolve(arguments.config)
+        config = configuration(arguments)
         device_kind(arguments.device)
         return Setup(config, memory_model(arguments.memory), formats(arguments))
 
@@ -61,7 +65,7 @@ class Continuation(Setup):
 
 def load_model(arguments: argparse.Namespace, request: Continuation, prompt: str, progress: Progress) -> Model:
     """Read checkpoint and tokenizer, check the prompt and that the model fits, open the device, load: in this order."""
-    checkpoint, tokenizer = read_model(arguments.model, arguments.tokenizer)
+    checkpoint, tokenizer = read_model(arguments.model, arguments.tokenizer, arguments.context)
     check_continues(checkpoint)
     prompt_ids(prompt, checkpoint.spec, tokenizer)
     return open_model(arguments, request, checkpoint, tokenizer, progress)
@@ -71,14 +75,14 @@ def open_model(
     arguments: argparse.Namespace, setup: Setup, checkpoint: Checkpoint, tokenizer: Tokenizer, progress: Progress
 ) -> Model:
     """Check that a model fits, open the device, and load it there."""
-    check_fits(checkpoint.spec, setup.config, None, setup.formats)
-    with progress.stage(f"{arguments.device} device ({setup.config.name}) opened") as stage:
-        device = open_checked(arguments.device, setup.config, setup.memory, stage.say)
+    config, found = settle(checkpoint, setup.config, setup.formats)
+    check_fits(checkpoint.spec, config, None, found)
+    with progress.stage(f"{arguments.device} device ({config.name}) opened") as stage:
+        device = open_checked(arguments.device, config, setup.memory, stage.say)
     try:
-        with progress.stage(f"model {checkpoint.name} quantised and loaded") as stage:
-            return Model(
-                checkpoint, tokenizer, device, check=arguments.check, progress=stage.update, formats=setup.formats
-            )
+        how = "quantised and loaded" if checkpoint.stored is None else "loaded"
+        with progress.stage(f"model {checkpoint.name} {how}") as stage:
+            return Model(checkpoint, tokenizer, device, check=arguments.check, progress=stage.update, formats=found)
     except BaseException:
         device.close()
         raise
@@ -111,7 +115,7 @@ def check_line(check: Check, device: str, results: str = "tokens") -> str:
     return f"{'bit-exact' if check.exact else 'MISMATCH'}: golden gave {tokens} and {image}"
 
 
-def report(model: Model, request: Continuation, generation: Generation, weights: str) -> dict[str, Any]:
+def report(model: Model, request: Continuation, generation: Generation) -> dict[str, Any]:
     """Return the object that --json prints."""
     stats, check = generation.stats, generation.check
     return {
@@ -122,7 +126,7 @@ def report(model: Model, request: Continuation, generation: Generation, weights:
         "new_tokens": stats.new_tokens,
         "finish_reason": generation.finish_reason,
         "device": model.device.name,
-        "config": request.config.name,
+        "config": model.device.config.name,
         "cycles": stats.cycles,
         "cycles_per_token": stats.cycles_per_token,
         "bus_bytes_read": stats.bus_bytes_read,
@@ -133,10 +137,10 @@ def report(model: Model, request: Continuation, generation: Generation, weights:
         "bit_exact": None if check is None else check.exact,
         "decode_roofline": stats.decode_roofline,
         "model": model.name,
-        "weights": weights,
-        "activations": request.formats.activations,
-        "overrides": dict(request.formats.overrides),
-        "configuration": request.config.to_dict(),
+        "weights": model.formats.weights,
+        "activations": model.formats.activations,
+        "overrides": dict(model.formats.overrides),
+        "configuration": model.device.config.to_dict(),
         "memory": asdict(request.memory),
         "sampling": asdict(generation.sampling),
         "check": None if check is None else asdict(check),

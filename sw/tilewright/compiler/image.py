@@ -158,10 +158,13 @@ class ModelImage:
         progress: Callable[[int, int], None] | None = None,
         quantiser: Quantiser | None = None,
     ) -> None:
-        """Quantise the checkpoint and hand its bytes, with their addresses, to `write`.
+        """Quantise the checkpoint and hand its bytes, with their addresses, to `write`; a compiled one's as they are.
 
         `progress(done, total)` is called after each tensor; `quantiser` makes int4 weights (default: `int4.search`).
         """
+        if checkpoint.stored is not None:
+            checkpoint.stored.copy(self, write, progress)
+            return
         steps = list(self._steps(checkpoint, quantiser or (lambda _, w: search(w).parts)))
         for done, step in enumerate(steps, 1):
             step(write)
