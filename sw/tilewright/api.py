@@ -127,7 +127,7 @@ class Model:
         self.batch = check_batch(batch)
         self.recipe, self._vectors_equal = recipe_of(checkpoint), True
         self.defaults = read_defaults(checkpoint.files)
-        self._checkpoint, self._tiling = checkpoint, tiling
+        self._checkpoint = checkpoint
         self.engine = Engine(checkpoint, device, tiling, progress, formats=formats)
         self.golden: Engine | None = None
         if check:
@@ -268,16 +268,9 @@ class Model:
             run.take(rows[-1][run.sequence], golden)
 
     def allow(self, sequences: int) -> None:
-        """Lay the memory image out anew, with caches for so many sequences, unless it has them."""
-        engine = self.engine
-        if sequences <= len(engine.positions):
-            return
-        self.engine = Engine(self._checkpoint, engine.device, self._tiling, sequences=sequences, formats=self.formats)
-        self.engine.counters = engine.counters
-        if self.golden is not None:
-            self.golden = Engine(
-                self._checkpoint, self.golden.device, self._tiling, sequences=sequences, formats=self.formats
-            )
+        """Make room for so many sequences, unless there is; InputError if their caches do not fit."""
+        for engine in self.engines:
+            engine.grow(sequences)
 
     def stream(
         self, prompt: str | Sequence[int], max_new_tokens: int = 64, **options: Unpack[Options]

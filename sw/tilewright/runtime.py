@@ -119,9 +119,7 @@ class Engine:
         quantiser: Quantiser | None = None,
     ) -> None:
         self.spec, self.device, self.tiling, self.formats = checkpoint.spec, device, tiling or Tiling(), formats
-        self.image = ModelImage(self.spec, device.config, formats, sequences)
-        self.compiler = LlamaCompiler(self.image, self.tiling)
-        self.encoder = EncoderCompiler(self.image, self.tiling)
+        self._use(ModelImage(self.spec, device.config, formats, sequences))
         self._decode: dict[tuple[int, str], bytes] = {}
         if checkpoint.stored is not None and self.tiling == Tiling():
             self._decode = {(1, results): program for results, program in checkpoint.stored.programs.items()}
@@ -130,12 +128,35 @@ class Engine:
             self._decoder(1)
         self._loaded = b""
         self.positions = [0] * sequences
-        self.batch = self.compiler.largest_batch() if self.spec.causal else 1
         self.counters = Counters()
         device.allocate(self.image.size)
         check_identity(device)
         set_bases(device)
         self.image.write(checkpoint, device.write_memory, progress, quantiser)
+
+    def _use(self, image: ModelImage) -> None:
+        """Compile for this image from now on."""
+        self.image = image
+        self.compiler = LlamaCompiler(image, self.tiling)
+        self.encoder = EncoderCompiler(image, self.tiling)
+        self.batch = self.compiler.largest_batch() if self.spec.causal else 1  # rows of a decode program
+
+    def grow(self, sequences: int) -> None:
+        """Make room for the caches of so many sequences, unless there is; weights and sequences stay as they are.
+
+        Further caches lie behind all else, so that places and programs stay valid. InputError, with nothing changed,
+        if one base register does not reach them all.
+        """
+        more = sequences - len(self.positions)
+        if more <= 0:
+            return
+        image, held = ModelImage(self.spec, self.config, self.formats, sequences), self.image.size
+        contents = self.device.read_memory(0, held)
+        self.device.allocate(image.size)
+        set_bases(self.device)
+        self.device.write_memory(0, contents)
+        self._use(image)
+        self.positions += [0] * more
 
     @property
     def config(self) -> AcceleratorConfig:

@@ -12,6 +12,7 @@ import pytest
 import reference
 
 import tilewright as tw
+from tilewright.compiler.image import ModelImage
 from tilewright.int4 import search
 
 ODD = tw.AcceleratorConfig(
@@ -121,6 +122,24 @@ def test_more_prompts_than_are_continued_together(model: tw.Model, hf_folder: Pa
             assert generation.stats.decode_steps == len(generation.token_ids) - 1
             assert generation.check is not None
             assert generation.check.exact
+
+
+def test_further_caches_come_behind_what_there_is(hf_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several prompts need no second quantising, and a sequence under way goes on where it was."""
+    with tw.load(hf_folder) as model:
+        engine, size = model.engine, model.engine.image.size
+        engine.feed(IDS[:5])
+        before = engine.device.read_memory(0, size)
+        monkeypatch.setattr(ModelImage, "write", None)
+        model.allow(3)
+        assert np.array_equal(engine.device.read_memory(0, size), before)
+        assert len(engine.positions) == 3
+        assert engine.image.size > size
+        alone = engine.feed(IDS[5:6])
+        model.engine.feed(IDS[:5], sequence=2)
+        assert np.array_equal(engine.step({2: IDS[5]})[2], alone)
+        model.allow(2)  # there is room already
+        assert len(engine.positions) == 3
 
 
 @pytest.mark.parametrize("batch", [0, -1, 1.5, True])

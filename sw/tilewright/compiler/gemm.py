@@ -17,8 +17,8 @@ from tilewright.formats import GROUP, f24_bits
 from tilewright_hw.arch import AcceleratorConfig, InputError
 from tilewright_hw.arch.isa import BYTES, Dest, Element, LoadDest, Op, Reduce, Scale, Source, WeightFormat
 
-INSTRUCTIONS = 4
-"""Of a pass: WEIGHT, MATMUL, VECTOR, STORE."""
+INSTRUCTIONS = 3
+"""Of a pass: MATMUL, VECTOR, STORE."""
 PASS_OVERHEAD = 23
 """Cycles of a pass in which neither its rows nor its sums move: queues, pipelines; and the way through the array."""
 
@@ -180,17 +180,37 @@ class Product:
 
     def emit(self) -> Emitter:
         """Emit all passes."""
-        for p in self.passes():
-            start = self.b.start
-            for number, part in enumerate(self.parts):
-                self._multiply(p, number * self.k_step, part, start)
-                start += part.bytes
-            if self.quantise:
-                self._store_quantised(p)
-            else:
-                self._store_raw(p)
-            self.bank ^= 1
+        for run in self._runs():
+            for p in run:
+                # The tiles of several passes come by one instruction, if b is in one piece.
+                ahead = p.tiles if len(self.parts) > 1 else sum(each.tiles for each in run) if p is run[0] else 0
+                self._emit_pass(p, ahead)
         return self.e
+
+    def _runs(self) -> Iterator[list[Pass]]:
+        """Yield the passes in their order, together as long as each one's output tiles follow those before."""
+        run: list[Pass] = []
+        for p in self.passes():
+            if run and p.tile != run[-1].tile + run[-1].tiles:
+                yield run
+                run = []
+            run.append(p)
+        yield run
+
+    def _emit_pass(self, p: Pass, fetched: int) -> None:
+        """Emit a pass; of each part of b, the columns of `fetched` output tiles are fetched after its rows of a."""
+        start = self.b.start
+        for number, part in enumerate(self.parts):
+            act = self._activations(p, number * self.k_step, part.k_tiles)
+            if fetched:
+                self._fetch(part, start, p.tile, fetched)
+            self._multiply(p, act, part.k_tiles, accumulate=number > 0)
+            start += part.bytes
+        if self.quantise:
+            self._store_quantised(p)
+        else:
+            self._store_raw(p)
+        self.bank ^= 1
 
     def _activations(self, p: Pass, k0: int, depth: int) -> Region:
         """Load what of the pass's rows is not there yet; return the activation words of all of them."""
@@ -217,19 +237,20 @@ class Product:
             **run, **address(at),
         )  # fmt: skip
 
-    def _multiply(self, p: Pass, k0: int, part: TiledMatrix, start: int) -> None:
-        """Multiply by a part of b that lies at `start`; its first tile along k is `k0`."""
-        depth, run = part.k_tiles, part.column_bytes
-        act = self._activations(p, k0, depth)
+    def _fetch(self, part: TiledMatrix, start: int, tile: int, tiles: int) -> None:
+        """Fetch columns of output tiles of a part of b, which lies at `start`."""
+        run = part.column_bytes
         form = {"format": WeightFormat.INT4, "rows": part.rows} if isinstance(part, Int4Matrix) else {}
         self.e.emit(
-            Op.WEIGHT, [self.b], [], "tiles of b", bytes=run, count=p.tiles, stride=run, **form,
-            **address(start + p.tile * run),
+            Op.WEIGHT, [self.b], [], "tiles of b", bytes=run, count=tiles, stride=run, **form,
+            **address(start + tile * run),
         )  # fmt: skip
+
+    def _multiply(self, p: Pass, act: Region, depth: int, *, accumulate: bool) -> None:
         self.e.emit(
             Op.MATMUL, [act], [self._sums(p)], "product", k=depth, n=p.tiles, groups=1,
             rows_outer=1, rows_inner=p.rows, act=act.start, act_inner=act.size // p.rows, bank=self.bank,
-            accumulate=int(k0 > 0),
+            accumulate=int(accumulate),
         )  # fmt: skip
 
     def _sums(self, p: Pass) -> Region:
