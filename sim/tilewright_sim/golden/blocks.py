@@ -94,12 +94,8 @@ def act_buffer(writes: Iterable[tuple[int, int | None, ArrayLike]], *, words: in
     for addr, part, values in writes:
         data = np.asarray(values)
         start = (part or 0) * data.size
-        if (
-            data.dtype != np.int8
-            or not 0 <= addr < words
-            or start + data.size > rows
-            or (part is None) > (data.size == rows)
-        ):
+        fits = start + data.size <= rows if part is not None else data.size == rows
+        if data.dtype != np.int8 or not 0 <= addr < words or not fits:
             raise InputError(f"a write must be int8 within {words} words of {rows}, not {data!r} at {addr}, {part}")
         y[addr, start : start + data.size] = data
     return y
