@@ -4,6 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 from tilewright_sim.golden import formats, tables
+from tilewright_sim.golden.blocks import (
+    accumulators,
+    act_buffer,
+    skew,
+    stream_buffer,
+    stream_fifo,
+    tile_fifo,
+    width_converter,
+)
 from tilewright_sim.golden.device import GoldenDevice
 from tilewright_sim.golden.functions import (
     argmax,
@@ -33,6 +42,8 @@ __all__ = [
     "BLOCKS",
     "GoldenDevice",
     "HazardError",
+    "accumulators",
+    "act_buffer",
     "argmax",
     "dequantise",
     "erf",
@@ -48,25 +59,38 @@ __all__ = [
     "rsqrt",
     "sigmoid",
     "silu",
+    "skew",
     "softmax",
+    "stream_buffer",
+    "stream_fifo",
     "systolic_array",
     "table",
     "tables",
     "tanh",
+    "tile_fifo",
+    "width_converter",
 ]
 
 BLOCKS: dict[str, Callable[..., Any]] = {
     "Accelerator": GoldenDevice,
+    "Accumulators": accumulators,
+    "ActBuffer": act_buffer,
+    "ControlRegisters": GoldenDevice,
     "MatrixUnit": MatmulStep,
     "MemoryReader": LoadStep,
     "Sequencer": Machine,
+    "Skew": skew,
     "Softmax": softmax,
     "StoreUnit": StoreStep,
+    "StreamBuffer": stream_buffer,
+    "StreamFifo": stream_fifo,
     "SystolicArray": systolic_array,
+    "TileFifo": tile_fifo,
     "VectorUnit": VectorStep,
+    "WidthConverter": width_converter,
 }
-"""What the blocks of `tilewright_hw` compute, by their names.
+"""What the blocks of `tilewright_hw` do, by their names.
 
-Functions of arrays for the blocks that are one; for a unit of the accelerator, the class that executes its instruction.
-Those not named here only move data.
+For most, a function of arrays of the same name (`SystolicArray`: `systolic_array`); for a unit that executes an
+instruction, the class that does so in the golden device; for the registers and the whole, the device.
 """
