@@ -6,9 +6,14 @@ CONFIG ?= default
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
+MUTATE_ARGS ?=
 
 # Two tests at a time; what PYTEST_ARGS says comes later and wins ("-n 0 --pdb").
 PARALLEL := -n 2 --dist worksteal
+
+# Tests of whole programs on the smallest configuration: a simulator that counts takes minutes to build.
+COVERED := tests/sim/test_top_matmul.py tests/sim/test_end_to_end.py tests/sim/test_batch.py -m "not slow" \
+  -k "not (default or edge or large or 6x10 or do_not_depend)"
 
 BIN := .venv/bin
 
@@ -21,7 +26,7 @@ define setup
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench verilog lint clean distclean
+.PHONY: help setup demo test test-all mutate coverage bench verilog lint clean distclean
 
 help:  ## say what the targets do
 	@echo "Tilewright: make TARGET [PYTHON=python3.12]"
@@ -43,6 +48,16 @@ test:  ## run the tests, without the slow ones (PYTEST_ARGS=... adds arguments)
 test-all:  ## run every test
 	$(call setup,--extras dev --cocotb)
 	@$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+
+mutate:  ## plant bugs in every block, and see whether its bench finds them (MUTATE_ARGS="Skew --count 20")
+	$(call setup,--extras dev --cocotb)
+	@$(BIN)/python -m tilewright_sim.mutate $(MUTATE_ARGS)
+
+coverage:  ## which lines of the gateware run, and which signals toggle, in whole programs
+	$(call setup,--extras dev)
+	@rm -rf build/coverage
+	@TILEWRIGHT_COVERAGE=build/coverage $(BIN)/python -m pytest $(COVERED) $(PYTEST_ARGS)
+	@$(BIN)/python -m tilewright_sim.coverage build/coverage
 
 bench:  ## measure speed and utilisation (BENCH_ARGS=... adds arguments)
 	$(call setup,--extras rtl)

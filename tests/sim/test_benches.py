@@ -1,4 +1,4 @@
-"""The cocotb benches run, and fail when the design is wrong. A build takes some 20 s, so there are only four here."""
+"""The cocotb benches run, and fail when the design is wrong. A build takes some 10 s, so `make test` has but eight."""
 
 import shutil
 import subprocess
@@ -6,8 +6,11 @@ import sys
 
 import pytest
 
+import tilewright_hw
 from tilewright_hw.generate import export_block
+from tilewright_sim import golden
 from tilewright_sim.benches import BENCHES, BenchError, run_bench
+from tilewright_sim.mutate.campaign import block_of
 
 find_libpython = pytest.importorskip("find_libpython", reason="cocotb comes with the extra dev")
 LIBPYTHON = find_libpython.find_libpython()
@@ -16,10 +19,36 @@ needs_libpython = pytest.mark.skipif(
 )
 
 
+FAST = {
+    "systolic_array": None,
+    "softmax": None,
+    "stream_fifo": None,
+    "accelerator": None,
+    "control_registers": None,
+    "matrix_unit": "few_rows|extremes|reset_in_the_middle/cycles=31",
+    "memory_reader": "once/share=0.3|full_fifo|error|reset_in_the_middle/cycles=60",
+    "store_unit": "commands/share=0.3|pages|error|reset_in_the_middle/cycles=40",
+}
+"""The benches of `make test`, and those of their tests that run there (None: all)."""
+
+
 @needs_libpython
-@pytest.mark.parametrize("name", BENCHES)
+@pytest.mark.parametrize("name", FAST)
 def test_bench(name, tmp_path):
-    assert run_bench(name, directory=tmp_path) >= 8
+    assert run_bench(name, directory=tmp_path, tests=FAST[name]) >= 4
+
+
+@pytest.mark.slow
+@needs_libpython
+@pytest.mark.parametrize("name", [name for name in BENCHES if FAST.get(name, "") is not None])
+def test_whole_bench(name, tmp_path):
+    assert run_bench(name, directory=tmp_path, seed=3) >= 3
+
+
+def test_every_block_has_a_bench():
+    blocks = {name for name in tilewright_hw.__all__ if name != "AcceleratorConfig"}
+    assert {block_of(bench) for bench in BENCHES} == blocks
+    assert set(golden.BLOCKS) <= blocks
 
 
 @pytest.mark.slow
@@ -31,6 +60,19 @@ def test_bench(name, tmp_path):
         ("softmax", {"lanes": 4, "max_length": 24}),
         ("stream_fifo", {"shape": 64, "depth": 2}),
         ("accelerator", {"config": "edge"}),
+        ("accumulators", {"cols": 1, "depth": 4, "width": 32}),
+        ("matrix_unit", {"rows": 6, "cols": 10, "weight_fifo_bytes": 1024, "stream_fifo_bytes": 300}),
+        ("matrix_unit", {"rows": 16, "lanes": 4, "ingest": 4, "weight_fifo_bytes": 512, "stream_fifo_bytes": 256}),
+        ("memory_reader", {"rows": 6, "cols": 10, "stream_fifo_bytes": 300, "weight_fifo_bytes": 512}),
+        ("memory_reader", {"rows": 8, "cols": 8, "lanes": 4, "bus_bits": 128, "ingest": 2, "weight_fifo_bytes": 512}),
+        ("sequencer", {"bus_bits": 128, "queue_depth": 2}),
+        ("skew", {"shape": 8, "count": 6, "step": 1}),
+        ("store_unit", {"rows": 6, "cols": 10, "burst_beats": 1, "writes_in_flight": 2}),
+        ("store_unit", {"rows": 16, "cols": 16, "lanes": 16, "bus_bits": 512, "burst_beats": 64}),
+        ("tile_fifo", {"rows": 6, "cols": 3, "ingest": 1, "tiles": 2, "count": 1}),
+        ("vector_unit", {"rows": 12, "cols": 20, "lanes": 4}),
+        ("width_converter", {"bus_bytes": 8, "slot": 2, "used": 2, "ends": 1}),
+        ("width_converter", {"bus_bytes": 4, "slot": 4, "used": 3, "ends": 2}),
     ],
 )
 def test_other_sizes(name, parameters, tmp_path):

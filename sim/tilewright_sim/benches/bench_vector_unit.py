@@ -100,7 +100,7 @@ def random_vector(rng: random.Random) -> Fields:
         f |= {"src": half * rows + rng.randrange(20), "src_m": stride(3 * words), "src_h": stride(words)}
     if f["dest"] in (Dest.ACT, Dest.ACT16):
         words = -(-n // ROWS) * (2 if f["dest"] == Dest.ACT16 else 1)
-        f["dst"] = rng.randrange(CONFIG.act_words - 12 * words)
+        f["dst"] = rng.randrange(max(1, CONFIG.act_words - 9 * (words + 1)))
     else:
         f["dst"] = (1 - half) * rows + rng.randrange(20)
     f |= {"dst_h": words + rng.randint(0, 1), "dst_m": 3 * (words + 1)}
@@ -350,7 +350,8 @@ async def test_every_choice_of_an_operand(dut: Any) -> None:
     plain |= {"dst": half, "dst_m": 8, "dst_h": 4, "red": stats, "red_m": 4, "red_h": 1, "scale": Scale.CONST}
     plain |= {"const1": formats_bits(2.0**-29)}  # accumulators come near one
     for dest in Dest:
-        assert bench.send(plain | {"dest": dest, **({"scale": 0, "m": 1, "h": 1} if dest is Dest.STORE_RAW else {})})
+        place = {"dst": 3} if dest in (Dest.ACT, Dest.ACT16) else {}
+        assert bench.send(plain | place | {"dest": dest, "scale": 0 if dest is Dest.STORE_RAW else Scale.CONST})
     plain |= {"dest": Dest.STORE_FP32}
     for add in Add:
         assert bench.send(plain | {"add": add, **({"scale": 0} if add is Add.ROTATE else {})})
@@ -393,6 +394,7 @@ async def test_loads_beside_instructions(dut: Any) -> None:
         await bench.wait()
         f = vector(n=4, m=4, src_n=1, src_m=2, func=Func.TABLE, scale=Scale.CONST, dest=Dest.STORE_FP32)
         assert bench.send(f | {"const1": formats_bits(2.0**-30)})
+        await bench.wait()  # the next table would come before it
     await bench.finish()
 
 

@@ -354,7 +354,7 @@ class LockstepTestbench:
         start_clock(self.dut)
         await self.reset()
 
-    async def reset(self, cycles: int = 2) -> None:
+    async def reset(self, cycles: int = 1) -> None:
         """Reset, in the middle of work: what was inside is lost."""
         await pulse_reset(self.dut, cycles)
         self.model.reset()
@@ -427,9 +427,9 @@ class StreamTestbench:
         self.source.start()
 
     async def reset(self) -> None:
-        """Reset in the middle of work: what was inside is lost, and nothing of it may come out."""
+        """Reset in the middle of work, for one cycle: what was inside is lost, and nothing of it may come out."""
         self.source.stop()
-        await pulse_reset(self.dut)
+        await pulse_reset(self.dut, 1)
         self.model.reset()
         self.checker.clear()
         await ClockCycles(self.dut.clk, QUIET)

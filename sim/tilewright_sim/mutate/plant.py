@@ -419,7 +419,7 @@ class _Planter:
         before = len(self.netlist.cells)
         multiplexers = {net.cell for net in replaced.values()}
         for index, cell in enumerate(self.netlist.cells[:before]):
-            if index not in multiplexers:
+            if index and index not in multiplexers:  # an output that is an input stays so
                 cell.resolve_nets(_Replaced(self._nir, replaced))
 
 
