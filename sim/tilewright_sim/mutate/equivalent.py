@@ -1,8 +1,8 @@
 """Prove that a planted bug is none: that the design does the same with it and without.
 
-Yosys matches the registers of the two by name, and proves that from equal states and inputs follow equal next states and
-outputs (`equiv_simple`, then `equiv_induct`): so they are equal for ever. What it cannot prove may be equivalent all the
-same, for a reason that reaches over many cycles or that lies in the block's contract.
+Yosys matches the registers of the two by name, and proves that from equal states and inputs follow equal next states
+and outputs (`equiv_simple`, then `equiv_induct`): so they are equal for ever. What it cannot prove may be equivalent
+all the same, for a reason that reaches over many cycles or that lies in the block's contract.
 """
 
 from __future__ import annotations
