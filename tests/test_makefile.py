@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 INTERPRETER = os.path.realpath(sys.executable)
-TARGETS = ["setup", "demo", "test", "test-all", "bench", "verilog", "lint", "clean", "help"]
+TARGETS = ["setup", "demo", "test", "test-all", "mutate", "coverage", "bench", "verilog", "lint", "clean", "help"]
 
 
 def load(name: str) -> ModuleType:

@@ -120,6 +120,12 @@ async def test_every_register(dut: Any, share: float) -> None:
     host = await Host.started(dut, rng, share)
     model = {name: 0 for name in REGISTERS} | constants()
     assert {name: await host.get(name) for name in REGISTERS} == model
+    for value in (0xFFFFFFFF, 0, 0xA5C3963C):
+        for name in SETTABLE:
+            await host.put(name, value)
+            model[name] = value & (3 if name == "IRQ_ENABLE" else 0xFFFFFFFF)
+            assert await host.get(name) == model[name], name
+        assert outputs(dut) == {name: model[name] for name in outputs(dut)}
     for name in SETTABLE * 2:
         value, first, count = rng.getrandbits(32), rng.randrange(4), rng.randint(1, 4)
         data = value.to_bytes(4, "little")[first : first + count]
@@ -296,6 +302,19 @@ async def test_counters(dut: Any) -> None:
         assert await host.get("COUNT_CYCLES") == cycles
     await host.reset()
     assert await host.get("COUNT_CYCLES") == 0
+
+
+@cocotb.test()
+async def test_counters_are_reset_with_what_is_on_its_way_to_them(dut: Any) -> None:
+    host = await Host.started(dut, generator("counters in reset"))
+    await host.put("CONTROL", 1)
+    dut.busy.value, dut.events.value = 1, (1 << len(EVENTS)) - 1
+    await ClockCycles(dut.clk, 20)
+    dut.rst.value = 1
+    await RisingEdge(dut.clk)
+    dut.rst.value = dut.busy.value = dut.events.value = 0
+    await ClockCycles(dut.clk, 5)
+    assert not any([await host.get(f"COUNT_{name}") for name, _ in COUNTERS])
 
 
 @cocotb.test()

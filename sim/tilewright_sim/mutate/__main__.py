@@ -35,11 +35,13 @@ def _table(scores: Sequence[Score]) -> str:
     """Return the score of each block, and the survivors."""
     planted, found = sum(score.planted for score in scores), sum(score.found for score in scores)
     lines = [f"{'block':<18}{'planted':>8}{'found':>7}"]
-    lines += [f"{score.block:<18}{score.planted:>8}{score.found:>7}" for score in scores]
+    for score in scores:
+        none = f"   and {score.equivalent} that are proven to change nothing" if score.equivalent else ""
+        lines.append(f"{score.block:<18}{score.planted:>8}{score.found:>7}{none}")
     lines.append(f"{'all':<18}{planted:>8}{found:>7}   {found / max(1, planted):.1%}")
     for score in scores:
         for outcome in score.outcomes:
-            if outcome.found_by is None:
+            if outcome.found_by is None and not outcome.equivalent:
                 lines.append(f"{score.block}: {describe(outcome)}")
     return "\n".join(lines)
 

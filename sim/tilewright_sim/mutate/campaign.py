@@ -15,6 +15,7 @@ from typing import Any
 import tilewright_hw
 from tilewright_hw.arch import AcceleratorConfig
 from tilewright_sim.benches.runner import BENCHES, BenchError, Built, _check_cocotb, build
+from tilewright_sim.mutate.equivalent import proven_equivalent
 from tilewright_sim.mutate.plant import Mutant, planted_verilog
 
 __all__ = ["Outcome", "Score", "block_of", "mutate"]
@@ -35,10 +36,13 @@ class Outcome:
         The bug.
     found_by : str or None
         The test that failed; None: it survived.
+    equivalent : bool
+        It survived, and it is proven that it changes nothing: it is no bug.
     """
 
     mutant: Mutant
     found_by: str | None
+    equivalent: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,18 +65,18 @@ class Score:
 
     @property
     def planted(self) -> int:
-        """Bugs planted."""
-        return len(self.outcomes)
+        """Bugs planted, without those that are proven to be none."""
+        return len(self.outcomes) - self.equivalent
 
     @property
-    def survivors(self) -> list[Mutant]:
-        """Bugs that no test found."""
-        return [outcome.mutant for outcome in self.outcomes if outcome.found_by is None]
+    def equivalent(self) -> int:
+        """What was planted and is proven to change nothing."""
+        return sum(outcome.equivalent for outcome in self.outcomes)
 
     @property
     def found(self) -> int:
         """Bugs found."""
-        return self.planted - len(self.survivors)
+        return sum(outcome.found_by is not None for outcome in self.outcomes)
 
 
 def block_of(bench: str) -> str:
@@ -144,7 +148,8 @@ def _run_all(built: Built, mutants: list[Mutant], seed: int, say: Say) -> tuple[
             raise BenchError(f"{built.name} did not run with bug {next(iter(left))} in force")
         for number in seen:  # the last one seen may have ended the simulator: then it is found
             found = None if _passed(lines, number) else _last(lines, number)
-            outcome = outcomes[number] = Outcome(left.pop(number), found)
+            equivalent = found is None and proven_equivalent(built.folder.parent, built.name, number)
+            outcome = outcomes[number] = Outcome(left.pop(number), found, equivalent)
             say(f"{block_of(built.name)}: {describe(outcome)}")
     return tuple(outcomes[mutant.number] for mutant in mutants)
 
@@ -153,7 +158,10 @@ def describe(outcome: Outcome) -> str:
     """Return a line about a bug."""
     mutant = outcome.mutant
     place = f"{mutant.where}" + (f" in {mutant.module}" if mutant.module else "")
-    end = f"found by {outcome.found_by}" if outcome.found_by else "SURVIVED"
+    if outcome.equivalent:
+        end = "changes nothing (proven)"
+    else:
+        end = f"found by {outcome.found_by}" if outcome.found_by else "SURVIVED"
     return f"{mutant.number:3} {mutant.kind}: {mutant.what} ({place}): {end}"
 
 

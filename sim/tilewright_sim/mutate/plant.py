@@ -173,25 +173,46 @@ class _Planter:
         start, width = self.netlist.top.ports_i[name]
         return tuple(self._nir.Net.from_cell(0, start + bit) for bit in range(width))
 
-    def _reached(self) -> set[int]:
-        """Return the cells that an output depends on: a bug in another one is none."""
+    def _reached(self) -> set[Net]:
+        """Return the nets that an output depends on, bit by bit: a bug in another one is none."""
         cells, nir = self.netlist.cells, self._nir
-        ports: dict[int, list[int]] = defaultdict(list)
-        for index, cell in enumerate(cells):
+        writes: dict[int, list[Any]] = defaultdict(list)
+        for cell in cells:
             if isinstance(cell, nir.SyncWritePort):
-                ports[cell.memory].append(index)
-        live: set[int] = set()
-        waiting = [net.cell for net in self.netlist.top.input_nets() if net.is_cell]
+                writes[cell.memory].append(cell)
+        live: set[Net] = set()
+        waiting = list(self.netlist.top.input_nets())
         while waiting:
-            index = waiting.pop()
-            if index in live or index == 0:
+            net = waiting.pop()
+            if net in live or net.is_const or net.cell == 0:
                 continue
-            live.add(index)
-            cell = cells[index]
-            waiting += [net.cell for net in cell.input_nets() if not net.is_const]
+            live.add(net)
+            cell = cells[net.cell]
+            waiting += self._sources(cell, net.bit)
             if isinstance(cell, nir.SyncReadPort | nir.AsyncReadPort):
-                waiting += ports[cell.memory]
+                for port in writes[cell.memory]:
+                    waiting += (port.data[net.bit], *port.addr, *port.en)
         return live
+
+    def _sources(self, cell: Any, bit: int) -> list[Net]:
+        """Return what a bit of a cell's output depends on."""
+        nir = self._nir
+        if isinstance(cell, nir.Operator):
+            if cell.operator in ("&", "|", "^", "~"):
+                return [value[bit] for value in cell.inputs]
+            if cell.operator in ("+", "-", "*"):
+                return [net for value in cell.inputs for net in value[: bit + 1]]
+            if cell.operator == "m":
+                return [cell.inputs[0][0], cell.inputs[1][bit], cell.inputs[2][bit]]
+        if isinstance(cell, nir.FlipFlop):
+            return [cell.data[bit]]
+        if isinstance(cell, nir.AssignmentList):
+            nets = [cell.default[bit]]
+            for assignment in cell.assignments:
+                if 0 <= bit - assignment.start < len(assignment.value):
+                    nets += (assignment.cond, assignment.value[bit - assignment.start])
+            return nets
+        return list(cell.input_nets())
 
     def _control(self) -> set[int]:
         """Return the cells with the next values of registers that decide something.
@@ -202,12 +223,13 @@ class _Planter:
         cells, nir = self.netlist.cells, self._nir
         outputs = [value[0] for value in self.netlist.top.ports_o.values() if len(value) == 1]
         waiting = list(outputs)
-        for index in self._live:
+        for index in {net.cell for net in self._live}:
             cell = cells[index]
             if isinstance(cell, nir.Matches) and tuple(cell.value) != self._input("rst"):
                 waiting += cell.value
             if isinstance(cell, nir.SyncReadPort):
                 waiting.append(cell.en)
+        for cell in cells:
             if isinstance(cell, nir.SyncWritePort):
                 waiting += cell.en
         seen: set[Net] = set()
@@ -240,22 +262,25 @@ class _Planter:
 
     def _sites(self, rng: random.Random) -> Iterator[_Site]:
         nir = self._nir
-        for index in sorted(self._live):
+        live: dict[int, list[int]] = defaultdict(list)
+        for net in sorted(self._live):
+            live[net.cell].append(net.bit)
+        for index, bits in sorted(live.items()):
             cell = self.netlist.cells[index]
             if (self._wrapped and cell.module_idx == 0) or cell.src_loc is None:
                 continue
             if isinstance(cell, nir.Operator):
-                yield from self._operator_sites(index, cell)
+                yield from self._operator_sites(index, cell, bits)
             if isinstance(cell, nir.AssignmentList):
-                yield from self._assignment_sites(index, cell)
+                yield from self._assignment_sites(index, cell, bits)
             if isinstance(cell, nir.Operator | nir.AssignmentList | nir.FlipFlop | nir.SyncReadPort | nir.Part):
                 width = len(cell.output_nets(index))
-                bit, value = rng.randrange(width), rng.getrandbits(1)
+                bit, value = rng.choice(bits), rng.getrandbits(1)
                 name = f"{self._name(index)} bit {bit} of {width} is always {value}"
                 yield _Site(index, "stuck bit", name, self._line(index), _stuck(bit, value))
         yield from self._handshake_sites(rng)
 
-    def _operator_sites(self, index: int, cell: Any) -> Iterator[_Site]:
+    def _operator_sites(self, index: int, cell: Any, live: list[int]) -> Iterator[_Site]:
         op, where = cell.operator, cell.src_loc
         if (op in _SWAPPED and not (op == "-" and len(cell.inputs) == 1)) and not (op in "<<u>>" and cell.width == 1):
             yield _Site(index, "operator", f"{op} is {_SWAPPED[op]}", where, _operator(_SWAPPED[op]))
@@ -274,11 +299,12 @@ class _Planter:
         if op in ("s<", "s>", "s<=", "s>=", "s>>"):
             yield _Site(index, "wrong sign", f"{op} is u{op[1:]}", where, _operator("u" + op[1:]))
         for place, value in enumerate(cell.inputs):
-            if (bits := _sign_bits(value)) and op in ("+", "-", "*", "==", "m"):
+            bits = _sign_bits(value)
+            if bits and (op == "==" or (op in ("+", "-", "*", "m") and live[-1] >= len(value) - bits)):
                 what = f"operand {place} of {op} is extended by {bits} zeros, not by its sign"
                 yield _Site(index, "wrong sign", what, where, _zero_extended(place, bits))
 
-    def _assignment_sites(self, index: int, cell: Any) -> Iterator[_Site]:
+    def _assignment_sites(self, index: int, cell: Any, live: list[int]) -> Iterator[_Site]:
         for place, assignment in enumerate(cell.assignments):
             where = assignment.src_loc
             if place == len(cell.assignments) - 1 and self._is_reset(assignment.cond):
@@ -287,9 +313,13 @@ class _Planter:
                 what = f"{self._name(index)} is not reset"
                 yield _Site(index, "lost reset", what, self._line(index), _without(place))
                 continue
+            first, end = assignment.start, assignment.start + len(assignment.value)
+            if not any(first <= bit < end for bit in live):
+                continue
             what = f"an assignment to {self._name(index)} does not happen"
             yield _Site(index, "lost assignment", what, where, _without(place))
-            if bits := _sign_bits(assignment.value):
+            bits = _sign_bits(assignment.value)
+            if bits and any(end - bits <= bit < end for bit in live):
                 what = f"what {self._name(index)} gets is extended by {bits} zeros, not by its sign"
                 yield _Site(index, "wrong sign", what, where, _assigned_unsigned(place, bits))
 
@@ -357,7 +387,7 @@ class _Planter:
             return net not in (*self._input("clk"), *self._input("rst"))
         nir, cell = self._nir, self.netlist.cells[net.cell]
         kinds = nir.Operator | nir.AssignmentList | nir.FlipFlop | nir.SyncReadPort | nir.Part
-        return net.cell in self._live and isinstance(cell, kinds)
+        return net in self._live and isinstance(cell, kinds)
 
     def _is_const(self, value: Value) -> bool:
         return all(net.is_const for net in value)

@@ -1,0 +1,70 @@
+"""Prove that a planted bug is none: that the design does the same with it and without.
+
+Yosys matches the registers of the two by name, and proves that from equal states and inputs follow equal next states
+and outputs (`equiv_simple`, then `equiv_induct`): so they are equal for ever. What it cannot prove may be equivalent
+all the same, for a reason that reaches over many cycles or that lies in the block's contract.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tilewright_sim.mutate.plant import MUTANT, MUTANT_BITS
+from tilewright_sim.synth.yosys import SynthesisError, run_yosys
+from tilewright_sim.toolchain import ToolchainError
+
+__all__ = ["proven_equivalent"]
+
+MOST = 200_000
+"""Bytes of Verilog up to which a proof is tried: it takes seconds there, and hours for a multiplier."""
+
+_SCRIPT = """\
+read_verilog {name}.v
+prep -flatten -top {name}
+memory_map
+opt_clean
+design -save planted
+{gold}
+design -load planted
+{gate}
+design -reset
+design -copy-from gold -as gold {name}
+design -copy-from gate -as gate {name}
+equiv_make gold gate equiv
+hierarchy -top equiv
+opt_clean
+equiv_simple -short
+equiv_induct -seq 3
+equiv_status -assert
+"""
+_WITH = """\
+delete -input {name}/w:{port}
+connect -set {port} {bits}'d{number}
+opt -full
+design -stash {side}
+"""
+
+
+def proven_equivalent(folder: Path, name: str, number: int) -> bool:
+    """Return whether Yosys proves that a bug changes nothing; False where it is not installed or the design is large.
+
+    Parameters
+    ----------
+    folder : Path
+        Has `name`.v, which `planted_verilog` made.
+    name : str
+        The design.
+    number : int
+        The bug's number.
+    """
+    if (folder / f"{name}.v").stat().st_size > MOST:
+        return False
+    sides = {
+        side: _WITH.format(name=name, port=MUTANT, bits=MUTANT_BITS, number=value, side=side)
+        for side, value in (("gold", 0), ("gate", number))
+    }
+    try:
+        run_yosys(_SCRIPT.format(name=name, **sides), folder)
+    except (SynthesisError, ToolchainError):
+        return False
+    return True
