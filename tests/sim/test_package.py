@@ -92,6 +92,7 @@ def test_every_named_block_has_parameters_for_every_preset(name):
 
 def test_what_is_in_a_package(whole):
     files = sorted(str(p.relative_to(whole)) for p in whole.rglob("*") if p.is_file() and "build" not in p.parts)
+    assert "README.md" in files
     names = [f"tilewright_tiny{suffix}" for suffix in (".core", ".h", ".lpf", ".sdc", ".v", ".xdc", "_ip.tcl")]
     tests = [f"test/{name}" for name in ("accelerator.py", "run.py", "vectors.json")]
     assert set(names + tests + ["Makefile", "manifest.json"]) <= set(files)
@@ -100,6 +101,9 @@ def test_what_is_in_a_package(whole):
         data = (whole / file["name"]).read_bytes()
         assert (file["bytes"], file["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
     assert {r["name"]: r["address"] for r in content["registers"]} == {n: r.address for n, r in REGISTERS.items()}
+    bits = {(r["name"], b["name"]): (b["lsb"], b["width"]) for r in content["registers"] for b in r["bits"]}
+    assert bits == {(r.name, b.name): (b.lsb, b.width) for r in REGISTERS.values() for b in r.bits}
+    assert content["parameters"] == TINY.to_dict()
     ports = {p["name"]: (p["direction"], p["width"]) for p in content["ports"]}
     assert ports["m_axi_rdata"] == ("input", 32)
     assert ports["s_axil_awaddr"] == ("input", 12)
@@ -122,23 +126,34 @@ def test_ports_are_those_of_the_verilog():
     ]
 
 
-def test_the_c_header_compiles_and_encodes_an_instruction(tmp_path):
-    """The C macros make the same words as the assembler."""
+MAIN = """
+#include <stdio.h>
+#include "tilewright.h"
+int main(void) {
+  uint32_t ins[TILEWRIGHT_INSTRUCTION_WORDS] = {TILEWRIGHT_OP_VECTOR};
+  TILEWRIGHT_FIELD(ins, VECTOR_N, 300);
+  TILEWRIGHT_FIELD(ins, VECTOR_M, 2);
+  TILEWRIGHT_FIELD(ins, VECTOR_H, 1);
+  TILEWRIGHT_FIELD(ins, VECTOR_SOURCE, TILEWRIGHT_SOURCE_ROW);
+  TILEWRIGHT_FIELD(ins, VECTOR_CONST1, 0x3f800000u);
+  TILEWRIGHT_WAIT(ins, TILEWRIGHT_UNIT_LOAD, 3);
+  for (int i = 0; i < 16; ++i) printf("%08x", (unsigned)ins[i]);
+  printf(" %x", TILEWRIGHT_REG_CONTROL);
+  return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("standard", ["c99", "c17", "c++11", "c++20"])
+def test_the_c_header_compiles_and_encodes_an_instruction(standard, tmp_path):
+    """In C and in C++, without a warning; the macros make the same words as the assembler."""
     from tilewright_hw.arch import Instruction, Unit
 
     compiler = toolchain.find_compiler()
     (tmp_path / "tilewright.h").write_text(c_header(TINY))
-    (tmp_path / "main.c").write_text(
-        '#include <stdio.h>\n#include "tilewright.h"\nint main(void) {\n'
-        "  uint32_t ins[TILEWRIGHT_INSTRUCTION_WORDS] = {TILEWRIGHT_OP_VECTOR};\n"
-        "  TILEWRIGHT_FIELD(ins, VECTOR_N, 300);\n  TILEWRIGHT_FIELD(ins, VECTOR_M, 2);\n"
-        "  TILEWRIGHT_FIELD(ins, VECTOR_H, 1);\n  TILEWRIGHT_FIELD(ins, VECTOR_SOURCE, TILEWRIGHT_SOURCE_ROW);\n"
-        "  TILEWRIGHT_FIELD(ins, VECTOR_CONST1, 0x3f800000u);\n"
-        "  TILEWRIGHT_WAIT(ins, TILEWRIGHT_UNIT_LOAD, 3);\n"
-        '  for (int i = 0; i < 16; ++i) printf("%08x", (unsigned)ins[i]);\n'
-        '  printf(" %x", TILEWRIGHT_REG_CONTROL);\n  return 0;\n}\n'
-    )
-    flags = ["-Wall", "-Wextra", "-Werror", "-std=c99", "-pedantic", "-x", "c", "main.c", "-o", "main"]
+    (tmp_path / "main.c").write_text(MAIN)
+    language = "c++" if "++" in standard else "c"
+    flags = ["-Wall", "-Wextra", "-Werror", f"-std={standard}", "-pedantic", "-x", language, "main.c", "-o", "main"]
     subprocess.run([*compiler.command, *flags], cwd=tmp_path, check=True, env=compiler.environment())
     words, register = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout.split()
     fields = {"n": 300, "m": 2, "h": 1, "source": 1, "const1": 0x3F800000}
@@ -147,34 +162,110 @@ def test_the_c_header_compiles_and_encodes_an_instruction(tmp_path):
     assert int(register, 16) == REGISTERS["CONTROL"].address
 
 
-def test_fusesoc_takes_the_core(fifo, tmp_path):
+@pytest.mark.parametrize("target", ["default", "lint", "synth"])
+def test_fusesoc_takes_the_core(target, whole, tmp_path):
+    """FuseSoC reads the description, and puts together what each target needs."""
     program = Path(sys.executable).parent / "fusesoc"
     environment = {"HOME": str(tmp_path), "PATH": f"{program.parent}:/usr/bin:/bin"}
-    command = [program, "--cores-root", fifo, "run", "--target", "lint", "--setup", "::tilewright_stream_fifo"]
+    arguments = ["run", "--target", target, "--setup"] if target != "default" else ["core", "show"]
+    command = [program, "--cores-root", whole, *arguments, "::tilewright_tiny"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr
-    assert list(tmp_path.glob("build/*/lint/src/*/tilewright_stream_fifo.v"))
+    if target == "default":
+        assert all(f"{name} " in done.stdout for name in ("default", "lint", "synth")), done.stdout
+    else:
+        assert list(tmp_path.glob(f"build/*/{target}/src/*/tilewright_tiny.v"))
+        assert bool(list(tmp_path.glob(f"build/*/{target}/src/*/tilewright_tiny.xdc"))) == (target == "synth")
 
 
-def test_the_vivado_script_names_what_there_is(whole, fifo):
-    text = (whole / "tilewright_tiny_ip.tcl").read_text()
-    assert "foreach bus {m_axi s_axil}" in text
-    assert "add_files [file join $here tilewright_tiny.v]" in text
-    assert text.count("{") == text.count("}")
-    assert "m_axi" not in (fifo / "tilewright_stream_fifo_ip.tcl").read_text()
+VIVADO = """
+set calls {}
+set inferred {%s}
+proc unknown {args} { lappend ::calls $args; return [lindex $args 0] }
+proc ipx::get_bus_interfaces {name args} { if {$name in $::inferred} { return $name } { return {} } }
+proc ipx::get_bus_parameters {args} { return {} }
+proc ipx::infer_bus_interface {ports type core} { lappend ::inferred [lindex [split [lindex $ports 0] _] 0]
+    lappend ::calls [list infer $ports $type] }
+source {%s}
+"""
+
+
+@pytest.mark.parametrize("inferred", ["", "m_axi s_axil clk rst irq"])
+def test_the_vivado_script_runs_and_infers_each_interface_once(inferred, whole):
+    """In Tcl, with Vivado's commands recorded: whatever Vivado infers by itself is not inferred again."""
+    tkinter = pytest.importorskip("tkinter", reason="some distributions package Tcl apart")
+    tcl = tkinter.Tcl()
+    tcl.eval("namespace eval ipx {}")
+    tcl.eval(VIVADO % (inferred, whole / "tilewright_tiny_ip.tcl"))
+    calls = [tcl.splitlist(call) for call in tcl.splitlist(tcl.eval("set calls"))]
+    found = {call[2]: tcl.splitlist(call[1]) for call in calls if call[0] == "infer"}
+    buses = [tcl.splitlist(call[1]) for call in calls if call[0] == "infer" and "aximm" in call[2]]
+    if inferred:
+        assert not found
+    else:
+        ports = {p["name"] for p in json.loads((whole / "manifest.json").read_text())["ports"]}
+        assert set(buses[0]) == {p for p in ports if p.startswith("m_axi_")}
+        assert set(buses[1]) == {p for p in ports if p.startswith("s_axil_")}
+        assert found["xilinx.com:signal:interrupt_rtl:1.0"] == ("irq",)
+        assert found["xilinx.com:signal:clock_rtl:1.0"] == ("clk",)
+    names = [call[0] for call in calls]
+    assert names.count("ipx::associate_bus_interfaces") == 2
+    assert ("set_property", "value", "ACTIVE_HIGH", "ipx::add_bus_parameter") in calls
+    assert names[-1] == "ipx::save_core"
+
+
+def test_the_vivado_script_of_a_block_has_no_axi(fifo):
+    text = (fifo / "tilewright_stream_fifo_ip.tcl").read_text()
+    assert "axi" not in text
+    assert "clk xilinx.com:signal:clock_rtl:1.0 {clk}" in text
+
+
+def test_the_readme_leads_to_the_multiply_and_to_every_module(whole):
+    text = (whole / "README.md").read_text()
+    verilog = (whole / "tilewright_tiny.v").read_text().splitlines()
+    number = int(re.search(r"The multiply of a MAC is in line (\d+): `\$signed\(o_x\) \* \$signed\(weight\)`", text)[1])
+    assert "$signed(o_x) * $signed(weight)" in verilog[number - 1]
+    inside = next(line for line in reversed(verilog[:number]) if line.startswith("module "))
+    assert inside.startswith("module tilewright_ProcessingElement")
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| .+ \| .+ \|$", text, re.M)
+    assert len(rows) > 50
+    assert all(verilog[int(line) - 1].startswith(f"module {name}(") for line, name in rows)
+
+
+def test_a_block_without_a_clock_has_no_constraints(tmp_path):
+    block = resolve("WidthConverter", TINY, {"bus_bytes": 4, "slot": 4, "used": 3})
+    folder = write_package(block, tmp_path / "out")
+    for suffix in ("sdc", "xdc", "lpf"):
+        assert next(folder.glob(f"*.{suffix}")).read_text().startswith("# There is no clock")
+    assert json.loads((folder / "manifest.json").read_text())["clocks"] == []
+    assert "It has no clock." in (folder / "README.md").read_text()
+
+
+def test_the_head_of_a_blocks_verilog(fifo):
+    head = (fifo / "tilewright_stream_fifo.v").read_text()[:300]
+    assert re.match(r"// Tilewright \d+\.\d+\.\d+, block StreamFifo, configuration tiny\n//\n//   shape = 7\n", head)
 
 
 def test_the_same_bytes_with_any_hash_seed_in_any_folder(fifo, tmp_path):
-    code = (
-        "import sys; from tilewright_hw.arch import AcceleratorConfig as C; from tilewright_sim.package import *;"
-        "write_package(resolve('StreamFifo', C.preset('tiny'), {'shape': 7, 'depth': 3}), sys.argv[1])"
-    )
+    check_same_bytes(fifo, "resolve('StreamFifo', C.preset('tiny'), {'shape': 7, 'depth': 3}), sys.argv[1]", tmp_path)
+
+
+@pytest.mark.slow
+def test_the_same_bytes_of_the_accelerator(whole, tmp_path):
+    check_same_bytes(whole, "resolve(TOP_BLOCK, C.preset('tiny'), {}), sys.argv[1], mhz=80", tmp_path)
+
+
+def check_same_bytes(package, arguments, tmp_path):
+    code = "import sys; from tilewright_hw.arch import AcceleratorConfig as C; from tilewright_sim.package import *"
     again = tmp_path / "elsewhere" / "again"
-    environment = {**os.environ, "PYTHONHASHSEED": "4711"}
-    subprocess.run([sys.executable, "-c", code, again], check=True, env=environment)
+    (tmp_path / "here").mkdir()
+    found = os.pathsep.join(map(os.path.abspath, sys.path))
+    environment = {**os.environ, "PYTHONHASHSEED": "4711", "PYTHONPATH": found}
+    code = f"{code}; write_package({arguments})"
+    subprocess.run([sys.executable, "-c", code, again], check=True, env=environment, cwd=tmp_path / "here")
     for path in (p for p in again.rglob("*") if p.is_file()):
-        assert path.read_bytes() == (fifo / path.relative_to(again)).read_bytes(), path
+        assert path.read_bytes() == (package / path.relative_to(again)).read_bytes(), path
 
 
 def test_names_of_packages():

@@ -1,6 +1,7 @@
 """A Verilog package: everything that an FPGA engineer needs to use the accelerator, or one block, in their own tools.
 
-DIR/NAME.v                hierarchical Verilog, plain ports
+DIR/README.md             what this is, and where in the Verilog to find what
+    NAME.v                hierarchical Verilog, plain ports
     NAME.h                registers and instructions for a driver in C (whole accelerator)
     NAME.sdc .xdc .lpf    clock constraints
     NAME.core             FuseSoC description
@@ -24,7 +25,7 @@ from tilewright_hw.arch import InputError
 from tilewright_hw.arch.registers import VERSION
 from tilewright_sim.package.blocks import BLOCKS, TOP_BLOCK, Block, resolve
 from tilewright_sim.package.c_header import c_header
-from tilewright_sim.package.files import constraints, fusesoc_core, makefile, manifest, ports_of, vivado_script
+from tilewright_sim.package.files import constraints, fusesoc_core, makefile, manifest, ports_of, readme, vivado_script
 from tilewright_sim.package.vectors import accelerator_vectors, block_vectors
 
 __all__ = ["BLOCKS", "TOP_BLOCK", "Block", "package_name", "resolve", "write_package"]
@@ -75,21 +76,7 @@ def _files(block: Block, mhz: float) -> dict[str, bytes]:
     top = "tilewright" if whole else name
     release = version("tilewright")
     verilog = _verilog(block, top)
-    texts = {
-        f"{name}.v": verilog,
-        f"{name}.core": fusesoc_core(name, release, f"{name}.v", top, f"{name}.h" if whole else None),
-        f"{name}_ip.tcl": vivado_script(name, release, f"{name}.v", top, axi=whole),
-        "Makefile": makefile(top),
-        **{f"{name}.{suffix}": text for suffix, text in constraints(mhz).items()},
-    }
-    if whole:
-        texts[f"{name}.h"] = c_header(block.config)
-    vectors = accelerator_vectors(block.config) if whole else block_vectors(block)
-    vectors = {"top": top, "verilog": f"{name}.v", **vectors}
-    texts["test/vectors.json"] = json.dumps(vectors) + "\n"
-    for source in ("run", str(vectors["bench"])):
-        texts[f"test/{source}.py"] = (_STANDALONE / f"{source}.py").read_text(encoding="utf-8")
-    files = {path: text.encode() for path, text in texts.items()}
+    ports = ports_of(verilog, top)
     head: dict[str, Any] = {
         "schema_version": 1,
         "generator": f"tilewright {release}",
@@ -101,8 +88,26 @@ def _files(block: Block, mhz: float) -> dict[str, bytes]:
         "interface_version": f"{VERSION >> 16}.{VERSION >> 8 & 255}.{VERSION & 255}",
         "clock_mhz": mhz,
     }
-    text = manifest(head, ports_of(verilog, top), files, registers=whole)
-    return files | {"manifest.json": text.encode()}
+    texts = {
+        f"{name}.v": verilog,
+        f"{name}.core": fusesoc_core(name, release, f"{name}.v", top, f"{name}.h" if whole else None),
+        f"{name}_ip.tcl": vivado_script(name, release, f"{name}.v", top, ports, axi=whole),
+        "README.md": readme({**head, "whole": whole}, verilog, ports),
+        "Makefile": makefile(top),
+        **{
+            f"{name}.{suffix}": text
+            for suffix, text in constraints(mhz, clocked=any(port.name == "clk" for port in ports)).items()
+        },
+    }
+    if whole:
+        texts[f"{name}.h"] = c_header(block.config)
+    vectors = accelerator_vectors(block.config) if whole else block_vectors(block)
+    vectors = {"top": top, "verilog": f"{name}.v", **vectors}
+    texts["test/vectors.json"] = json.dumps(vectors) + "\n"
+    for source in ("run", str(vectors["bench"])):
+        texts[f"test/{source}.py"] = (_STANDALONE / f"{source}.py").read_text(encoding="utf-8")
+    files = {path: text.encode() for path, text in texts.items()}
+    return files | {"manifest.json": manifest(head, ports, files, registers=whole).encode()}
 
 
 def _verilog(block: Block, top: str) -> str:
@@ -110,9 +115,11 @@ def _verilog(block: Block, top: str) -> str:
 
     if block.name == TOP_BLOCK:
         return header(block.config) + to_verilog(block.config)
-    made = ", ".join(f"{key} = {value}" for key, value in block.parameters.items())
-    head = f"// Tilewright {version('tilewright')}, block {block.name}: {made}\n"
-    return head + "// Made from Amaranth by `tilewright verilog`; do not edit.\n\n" + export_block(block.make(), top)
+    head = [f"Tilewright {version('tilewright')}, block {block.name}, configuration {block.config.name}", ""]
+    width = max(map(len, block.parameters))
+    head += [f"  {key:<{width}} = {value}" for key, value in block.parameters.items()]
+    head += ["", f"Top module: {top}.", "Made from Amaranth by `tilewright verilog`; do not edit."]
+    return "".join(f"// {line}".rstrip() + "\n" for line in head) + "\n" + export_block(block.make(), top)
 
 
 def _check_target(directory: Path) -> None:
