@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import mmap
 import os
 import struct
 import tempfile
@@ -37,7 +36,7 @@ from tilewright.chat import TEMPLATE
 from tilewright.compiler.image import ModelImage, Write
 from tilewright.compiler.llama import LlamaCompiler
 from tilewright.embedding import read_recipe
-from tilewright.files import Files, StoredFiles
+from tilewright.files import Files, StoredFiles, forget, map_file
 from tilewright.formats import Formats
 from tilewright.importers.configuration import MAX_JSON
 from tilewright.model import Checkpoint, Floats, ModelSpec, RopeScaling
@@ -250,14 +249,14 @@ class StoredModel:
         """Hand the bytes to `write`, chunk by chunk; InputError on other configurations, or if a digest is wrong."""
         self.check(image.config, image.formats)
         size, digests = self.payload["bytes"], self.payload["sha256"]
-        data = _mapped(self.path)
+        data = map_file(self.path)
         for done, digest in enumerate(digests, 1):
             at = (done - 1) * CHUNK
             part = np.frombuffer(data, np.uint8, min(CHUNK, size - at), self.start + at)
             if hashlib.sha256(part.data).hexdigest() != digest:
                 raise InputError(f"{self.path} is damaged: bytes {self.start + at} on are not those that were written")
             write(at, part)
-            _forget(data, self.start + at, len(part))
+            forget(data, self.start + at, len(part))
             if progress is not None:
                 progress(done, len(digests))
 
@@ -277,24 +276,6 @@ class StoredModel:
 def _describe(formats: Formats) -> str:
     more = "".join(f", {pattern}={value}" for pattern, value in sorted(formats.overrides.items()))
     return f"{formats.weights} weights for {formats.activations} bits{more}"
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    """Map a file. It is not closed: arrays of its bytes may outlive an error."""
-    try:
-        with path.open("rb") as f:
-            return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as e:
-        raise InputError(f"cannot read {path}: {e.strerror}") from e
-
-
-def _forget(data: mmap.mmap, start: int, size: int) -> None:
-    """Let go of pages that were read: the file's and the device's bytes are not both kept in memory."""
-    if hasattr(mmap, "MADV_DONTNEED"):
-        first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        last = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
-        if last > first:
-            data.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def load(path: Path) -> Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any, Protocol
 
 from tilewright_hw.arch import InputError
 
-__all__ = ["MAX_FILE", "NOTHING", "Files", "FolderFiles", "StoredFiles", "read_object"]
+__all__ = ["MAX_FILE", "NOTHING", "Files", "FolderFiles", "StoredFiles", "forget", "map_file", "read_object"]
 
 MAX_FILE = 256 << 20
 """Bytes of the largest of these files that is read."""
+_AROUND = 4 << 20
+"""Bytes: a multiple of a page, and more than a fault maps."""
 
 
 class Files(Protocol):
@@ -90,3 +93,23 @@ def read_object(files: Files, name: str) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise InputError(f"{files.where(name)} must hold a JSON object")
     return value
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """Map a file that is not empty, for reading. It is never closed by hand: arrays of its bytes may live longer.
+
+    InputError if it cannot be read.
+    """
+    try:
+        with path.open("rb") as f:
+            return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as e:
+        raise InputError(f"cannot read {path}: {e.strerror}") from e
+
+
+def forget(data: mmap.mmap, start: int, size: int) -> None:
+    """Let go of the pages of bytes that were read, so that a file does not stay in memory beside what it became."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        # The system maps pages around the one that is asked for, also of what was let go of before.
+        first = start // _AROUND * _AROUND
+        data.madvise(mmap.MADV_DONTNEED, first, start + size - first)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ Floats = NDArray[np.float32]
 MAX_LAYERS = 4096
 MAX_CONTEXT = 65535
 """Most positions: row lengths are fields of 16 bits. An importer cuts a longer context to this."""
+BLOCK = 1 << 18
+"""Elements of a tensor that are worked on at a time: bounds the memory that quantising takes."""
 MAX_SIZE = 1 << 24
 """No size of a real model is above these: a file that says so is broken."""
 
@@ -204,7 +207,8 @@ class Checkpoint:
 
     `read(name)` returns the float32 tensor of a canonical name (see `ModelSpec.tensor_shapes`); it may read from disk
     at each call. `tensor` checks shape and finiteness. `files` are the small files that came with the weights.
-    `stored` are the weights of a compiled model, in whose place there are no tensors to read.
+    `read_rows(name, first, count)`, where it is given, returns some rows of a tensor without reading the others, or
+    None where that cannot be done. `stored` are the weights of a compiled model: it has no tensors to read.
     """
 
     spec: ModelSpec
@@ -212,6 +216,7 @@ class Checkpoint:
     name: str = "model"
     files: Files = field(default=NOTHING, repr=False)
     stored: StoredModel | None = field(default=None, repr=False)
+    read_rows: Callable[[str, int, int], Floats | None] | None = field(default=None, repr=False)
 
     def tensor(self, name: str) -> Floats:
         """Return a tensor; InputError names it if its shape is wrong or a value is not finite."""
@@ -219,6 +224,26 @@ class Checkpoint:
         shape = self.spec.tensor_shapes()[name]
         if value.shape != shape:
             raise InputError(f"{self.name}: tensor {name} must have shape {shape}, not {value.shape}")
+        return self._finite(name, value)
+
+    def blocks(self, name: str, unit: int = 1, most: int = BLOCK) -> Iterator[tuple[int, Floats]]:
+        """Yield (first row, rows) of a tensor, block by block; errors as in `tensor`.
+
+        A block has a multiple of `unit` rows, but for the last one, and about `most` elements at most. Only it is in
+        memory, where the checkpoint can be read by rows.
+        """
+        total, *row = self.spec.tensor_shapes()[name]
+        step = max(unit, most // max(math.prod(row), 1) // unit * unit)
+        whole = None
+        for first in range(0, total, step):
+            count = min(step, total - first)
+            value = self.read_rows(name, first, count) if self.read_rows is not None and whole is None else None
+            if value is None:
+                whole = self.tensor(name) if whole is None else whole
+                value = whole[first : first + count]
+            yield first, self._finite(name, value)
+
+    def _finite(self, name: str, value: Floats) -> Floats:
         if not np.isfinite(value).all():
             raise InputError(f"{self.name}: tensor {name} holds NaN or infinity")
         return value
@@ -226,7 +251,8 @@ class Checkpoint:
     def check(self) -> None:
         """Read every tensor, so that a bad one is known before anything is written."""
         for name in () if self.stored is not None else self.spec.tensor_shapes():
-            self.tensor(name)
+            for _ in self.blocks(name):
+                pass
 
 
 def with_context(checkpoint: Checkpoint, context: int | None) -> Checkpoint:
@@ -244,4 +270,8 @@ def with_context(checkpoint: Checkpoint, context: int | None) -> Checkpoint:
         # A wrong shape stays one, for `tensor` to tell.
         return value[:context] if name == "positions" and len(value) == spec.context else value
 
-    return replace(checkpoint, spec=replace(spec, context=context), read=read)
+    def rows(name: str, first: int, count: int) -> Floats | None:
+        # The original's rows: the first of them are ours.
+        return None if checkpoint.read_rows is None else checkpoint.read_rows(name, first, count)
+
+    return replace(checkpoint, spec=replace(spec, context=context), read=read, read_rows=rows)

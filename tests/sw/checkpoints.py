@@ -67,6 +67,50 @@ def tensors(config: dict[str, Any], seed: int = 0) -> Tensors:
     return out
 
 
+def write_large(folder: Path, **sizes: int) -> int:
+    """Write a Llama's folder of any size, tensor by tensor; returns how many parameters it has.
+
+    sizes: dim, ffn, layers, heads, kv_heads, vocab, context.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {"dim": "hidden_size", "ffn": "intermediate_size", "layers": "num_hidden_layers",
+             "heads": "num_attention_heads", "kv_heads": "num_key_value_heads", "vocab": "vocab_size",
+             "context": "max_position_embeddings"}  # fmt: skip
+    config = CONFIG | {names[key]: value for key, value in sizes.items()}
+    d = config["head_dim"] = config["hidden_size"] // config["num_attention_heads"]
+    (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder / "tokenizer.json")
+    dim, ffn, q, kv = (
+        config["hidden_size"], config["intermediate_size"], config["num_attention_heads"] * d,
+        config["num_key_value_heads"] * d,
+    )  # fmt: skip
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], dim)}
+    for i in range(config["num_hidden_layers"]):
+        for name, shape in {
+            "input_layernorm": (dim,), "self_attn.q_proj": (q, dim), "self_attn.k_proj": (kv, dim),
+            "self_attn.v_proj": (kv, dim), "self_attn.o_proj": (dim, q), "post_attention_layernorm": (dim,),
+            "mlp.gate_proj": (ffn, dim), "mlp.up_proj": (ffn, dim), "mlp.down_proj": (dim, ffn),
+        }.items():  # fmt: skip
+            shapes[f"model.layers.{i}.{name}.weight"] = shape
+    shapes |= {"model.norm.weight": (dim,), "lm_head.weight": (config["vocab_size"], dim)}
+    header, at = {}, 0
+    for name, shape in shapes.items():
+        size = 4 * int(np.prod(shape))
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    raw, random = json.dumps(header).encode(), np.random.default_rng(0)
+    with (folder / "model.safetensors").open("wb") as f:
+        f.write(struct.pack("<Q", len(raw)) + raw)
+        for shape in shapes.values():
+            step = max(1, (1 << 20) // shape[-1])
+            for first in range(0, shape[0], step):
+                rows = (min(step, shape[0] - first), *shape[1:])
+                norm = len(shape) == 1
+                value = np.ones(rows) if norm else random.standard_normal(rows, np.float32) / shape[-1] ** 0.5
+                f.write(value.astype("<f4").tobytes())
+    return at // 4
+
+
 def write_tokenizer(path: Path) -> None:
     """Write a tokenizer.json of the 256 bytes, <bos> (256) and <eos> (257)."""
     vocab = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}

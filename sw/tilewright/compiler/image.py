@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from tilewright.compiler.layout import ALIGN, WINDOW, MemoryMap, TiledMatrix, ce
 from tilewright.compiler.plan import padded_head
 from tilewright.formats import DEFAULT, Formats, bf16_bits, f24, quantise_int8
 from tilewright.int4 import search
-from tilewright.model import Checkpoint, Floats, ModelSpec
+from tilewright.model import BLOCK, Checkpoint, Floats, ModelSpec
 from tilewright_hw.arch import AcceleratorConfig, InputError
 
 PROGRAM_BYTES = 1 << 21
@@ -161,21 +161,20 @@ class ModelImage:
         """Quantise the checkpoint and hand its bytes, with their addresses, to `write`; a compiled one's as they are.
 
         `progress(done, total)` is called after each tensor; `quantiser` makes int4 weights (default: `int4.search`).
+        Only a matrix is in memory at a time, and of large ones a part.
         """
         if checkpoint.stored is not None:
             checkpoint.stored.copy(self, write, progress)
             return
-        steps = list(self._steps(checkpoint, quantiser or (lambda _, w: search(w).parts)))
+        steps = list(self._steps(checkpoint, quantiser))
         for done, step in enumerate(steps, 1):
             step(write)
             if progress is not None:
                 progress(done, len(steps))
 
-    def _steps(self, ckpt: Checkpoint, quantiser: Quantiser) -> list[Callable[[Write], None]]:
+    def _steps(self, ckpt: Checkpoint, quantiser: Quantiser | None) -> list[Callable[[Write], None]]:
         spec = self.spec
-        steps: list[Callable[[Write], None]] = [
-            lambda w: self._rows(w, self.embedding, bf16_bits(ckpt.tensor("embedding")), self.embedding_row),
-        ]
+        steps: list[Callable[[Write], None]] = [lambda w: self._write_embedding(w, ckpt)]
         if self.rope.size:
             steps.append(lambda w: self._rows(w, self.rope, f24(rope_table(spec)), self.rope_row))
         if self.positions.size:
@@ -191,30 +190,38 @@ class ModelImage:
             steps.append(lambda w, n=name: self._write_matrix(w, ckpt, n, quantiser))  # type: ignore[misc]
         return steps
 
-    def _rows(self, write: Write, region: Region, rows: NDArray[np.generic], stride: int) -> None:
+    def _rows(self, write: Write, region: Region, rows: NDArray[np.generic], stride: int, first: int = 0) -> None:
+        """Write rows from row `first` of a region on, each padded to `stride` bytes."""
         raw = as_bytes(rows).reshape(len(rows), -1)
         padded = np.zeros((len(rows), stride), np.uint8)
         padded[:, : raw.shape[1]] = raw
-        write(region.start, padded.reshape(-1))
+        write(region.start + first * stride, padded.reshape(-1))
+
+    def _write_embedding(self, write: Write, ckpt: Checkpoint) -> None:
+        for first, rows in ckpt.blocks("embedding"):
+            self._rows(write, self.embedding, bf16_bits(rows), self.embedding_row, first)
 
     def _head_norms(self, ckpt: Checkpoint, layer: int) -> Floats:
         """Return the norm weights of a query and of a key head, (2, head_dim)."""
         q, k = (ckpt.tensor(f"layers.{layer}.{part}_norm") for part in ("q", "k"))
         return np.stack([q * score_factor(self.spec), k])
 
-    def _write_matrix(self, write: Write, ckpt: Checkpoint, name: str, quantiser: Quantiser) -> None:
-        weights, bias, factors = self._weights(ckpt, name)
+    def _write_matrix(self, write: Write, ckpt: Checkpoint, name: str, quantiser: Quantiser | None) -> None:
         matrix = self.matrices[name]
-        if isinstance(matrix.shape, Int4Matrix):
-            q, g, scales = quantiser(name, weights)
-            packed = pack_int4(q, g, self.config)
-        else:
-            q, scales = quantise_int8(weights)
-            packed = pack_tiles(q, self.config)
-        write(matrix.tiles.start, packed.reshape(-1))
-        write(matrix.scales.start, as_bytes(self._columns(matrix, scales * factors)))
-        if bias is not None and matrix.bias is not None:
-            write(matrix.bias.start, as_bytes(self._columns(matrix, bias * factors)))
+        scales, tiles, factors = [], matrix.tiles.start, self._factors(name)
+        for weights in self._weights(ckpt, name, whole=quantiser is not None and isinstance(matrix.shape, Int4Matrix)):
+            if isinstance(matrix.shape, Int4Matrix):
+                q, g, s = search(weights).parts if quantiser is None else quantiser(name, weights)
+                packed = pack_int4(q, g, self.config)
+            else:
+                q, s = quantise_int8(weights)
+                packed = pack_tiles(q, self.config)
+            write(tiles, packed.reshape(-1))
+            tiles += packed.size
+            scales.append(s)
+        write(matrix.scales.start, as_bytes(self._columns(matrix, np.concatenate(scales) * factors)))
+        if matrix.bias is not None:
+            write(matrix.bias.start, as_bytes(self._columns(matrix, self._bias(ckpt, name) * factors)))
 
     def _columns(self, matrix: Matrix, values: Floats) -> Floats:
         """Return one F24 per column of the matrix's tiles."""
@@ -222,26 +229,37 @@ class ModelImage:
         columns[: len(values)] = f24(values)
         return columns
 
-    def _weights(self, ckpt: Checkpoint, name: str) -> tuple[Floats, Floats | None, Floats]:
-        """Return a matrix in the machine's channel order, its bias, and the factors folded into its columns."""
+    def _weights(self, ckpt: Checkpoint, name: str, whole: bool) -> Iterator[Floats]:
+        """Yield the rows of a matrix, in the machine's channel order: whole tiles of them, or all at once."""
         stem, _, last = name.rpartition(".")
         if last in PROJECTIONS:
-            parts = [f"{stem}.w{p}" for p in PROJECTIONS[last]]
-            weights = np.concatenate([self._pad_heads(ckpt.tensor(p)) for p in parts])
-            factors = np.ones(len(weights), np.float32)
-            if "q" in PROJECTIONS[last] and not self.spec.qk_norm:
-                factors[: self.spec.heads * self.head] = score_factor(self.spec)
-            if not self.spec.qkv_bias:
-                return weights, None, factors
-            biases = [ckpt.tensor(f"{stem}.b{p}")[:, None] for p in PROJECTIONS[last]]
-            return weights, np.concatenate([self._pad_heads(b)[:, 0] for b in biases]), factors
-        weights = ckpt.tensor(name)
-        if last == "wo":
-            weights = self._pad_heads(weights.T).T
-        bias = None
-        if self.matrices[name].bias is not None:
-            bias = ckpt.tensor(f"{stem}.{'bo' if last == 'wo' else 'b' + last[1:]}")
-        return weights, bias, np.ones(len(weights), np.float32)
+            all_rows = np.concatenate([self._pad_heads(ckpt.tensor(f"{stem}.w{p}")) for p in PROJECTIONS[last]])
+        elif last == "wo":
+            all_rows = self._pad_heads(ckpt.tensor(name).T).T
+        elif whole:
+            all_rows = ckpt.tensor(name)
+        else:
+            yield from (rows for _, rows in ckpt.blocks(name, self.config.cols))
+            return
+        cols = self.config.cols
+        step = len(all_rows) if whole else max(1, BLOCK // all_rows.shape[1] // cols) * cols
+        for first in range(0, len(all_rows), step):
+            yield all_rows[first : first + step]
+
+    def _factors(self, name: str) -> Floats:
+        """Return the factors that are folded into a matrix's columns."""
+        factors = np.ones(self.matrices[name].shape.n, np.float32)
+        if "q" in PROJECTIONS.get(name.rpartition(".")[2], "") and not self.spec.qk_norm:
+            factors[: self.spec.heads * self.head] = score_factor(self.spec)
+        return factors
+
+    def _bias(self, ckpt: Checkpoint, name: str) -> Floats:
+        """Return the bias of a matrix that has one, in the machine's channel order."""
+        stem, _, last = name.rpartition(".")
+        if last not in PROJECTIONS:
+            return ckpt.tensor(f"{stem}.{'bo' if last == 'wo' else 'b' + last[1:]}")
+        biases = [ckpt.tensor(f"{stem}.b{p}")[:, None] for p in PROJECTIONS[last]]
+        return np.concatenate([self._pad_heads(b)[:, 0] for b in biases])
 
     def _pad_heads(self, weights: Floats) -> Floats:
         """Pad each head's channels (first axis) to what a head takes in the row buffer."""

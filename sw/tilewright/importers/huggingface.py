@@ -48,7 +48,14 @@ def load(folder: Path) -> Checkpoint:
         value, change = tensors.read(places[name]), table[name].change
         return value if change is None else change(value)
 
-    return Checkpoint(spec, read, folder.name, FolderFiles(folder))
+    shapes = spec.tensor_shapes()
+
+    def rows(name: str, first: int, count: int) -> Floats | None:
+        if table[name].change is not None or tensors.shape(places[name]) != shapes[name]:
+            return None
+        return tensors.read_rows(places[name], first, count)
+
+    return Checkpoint(spec, read, folder.name, FolderFiles(folder), read_rows=rows)
 
 
 def _prefix(family: Family, tensors: Tensors, name: str) -> str:

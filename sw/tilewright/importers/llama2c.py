@@ -6,11 +6,13 @@ that the classifier is a tensor of its own. RoPE pairs are neighbours already.
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 
 import numpy as np
 
+from tilewright.files import forget, map_file
 from tilewright.model import Checkpoint, Floats, LlamaSpec
 from tilewright_hw.arch import InputError
 
@@ -76,10 +78,17 @@ def load(path: Path) -> Checkpoint:
     size, expected = path.stat().st_size, HEADER.size + 4 * total
     if size != expected:
         raise InputError(f"{path} must have {expected} bytes by its header, not {size}: truncated, or another format")
-    values = np.memmap(path, np.dtype("<f4"), mode="r", offset=HEADER.size)
+    data = map_file(path)
+
+    def rows(name: str, first: int, count: int) -> Floats:
+        at, (_, *row) = table[name]
+        elements = math.prod(row)
+        start = HEADER.size + 4 * (at + first * elements)
+        value = np.frombuffer(data, "<f4", count * elements, start).astype(np.float32).reshape(count, *row)
+        forget(data, start, 4 * count * elements)
+        return value
 
     def read(name: str) -> Floats:
-        at, shape = table[name]
-        return np.asarray(values[at : at + int(np.prod(shape))].reshape(shape), dtype=np.float32)
+        return rows(name, 0, table[name][1][0])
 
-    return Checkpoint(spec, read, path.stem)
+    return Checkpoint(spec, read, path.stem, read_rows=rows)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from tilewright.files import forget, map_file
 from tilewright.importers.configuration import MAX_JSON, read_json
 from tilewright.model import Floats
 from tilewright_hw.arch import InputError
@@ -38,9 +39,7 @@ class SafeTensors:
         if not isinstance(header, dict):
             raise InputError(f"{path} is not a safetensors file: its header is no object")
         self.entries = {k: v for k, v in header.items() if k != "__metadata__"}
-        self.data = (
-            np.memmap(path, np.uint8, mode="r", offset=8 + length) if size > 8 + length else np.zeros(0, np.uint8)
-        )
+        self.data, self.start, self.size = map_file(path), 8 + length, size - 8 - length
         self._check_entries()
 
     def _check_entries(self) -> None:
@@ -51,7 +50,7 @@ class SafeTensors:
                 shape, dtype = [int(v) for v in entry["shape"]], str(entry["dtype"])
             except (KeyError, TypeError, ValueError) as e:
                 raise InputError(f"{self.path}: tensor {name!r} has a broken header entry: {entry!r}") from e
-            if not 0 <= begin <= end <= len(self.data) or any(v < 0 for v in shape):
+            if not 0 <= begin <= end <= self.size or any(v < 0 for v in shape):
                 raise InputError(f"{self.path}: tensor {name!r} lies outside the file: truncated?")
             elements = 1
             for v in shape:
@@ -64,19 +63,38 @@ class SafeTensors:
             if begin < end:
                 raise InputError(f"{self.path}: tensors {first!r} and {second!r} overlap")
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+        return tuple(int(v) for v in self.entries[name]["shape"])
+
     def read(self, name: str) -> Floats:
-        """Return a tensor as float32; InputError if it is absent or of an unsupported type."""
+        """Return a tensor as float32; InputError if it is of an unsupported type."""
+        shape = self.shape(name)
+        return self.read_rows(name, 0, shape[0]) if shape else self._floats(name, 0, 1).reshape(())
+
+    def read_rows(self, name: str, first: int, count: int) -> Floats:
+        """Return `count` rows (of the first axis) of a tensor from row `first` on, as float32; errors as in `read`."""
+        _, *row = self.shape(name)
+        elements = math.prod(row)
+        return self._floats(name, first * elements, count * elements).reshape(count, *row)
+
+    def _floats(self, name: str, first: int, count: int) -> Floats:
+        """Return some elements; their bytes do not stay in memory."""
         entry = self.entries[name]
         dtype = str(entry["dtype"])
         if dtype not in self.SIZES:
             raise InputError(f"{self.path}: tensor {name!r} must be F32, F16 or BF16, not {dtype}")
-        begin, end = entry["data_offsets"]
-        raw: NDArray[np.uint8] = self.data[begin:end]
+        if not count:
+            return np.zeros(0, np.float32)
+        start = self.start + int(entry["data_offsets"][0]) + first * self.SIZES[dtype]
         if dtype == "BF16":
-            value = (np.frombuffer(raw.tobytes(), "<u2").astype(np.uint32) << 16).view(np.float32)
+            bits = np.frombuffer(self.data, "<u2", count, start).astype(np.uint32)
+            bits <<= np.uint32(16)
+            value = bits.view(np.float32)
         else:
-            value = np.frombuffer(raw.tobytes(), "<f4" if dtype == "F32" else "<f2").astype(np.float32)
-        return value.reshape(entry["shape"])
+            value = np.frombuffer(self.data, "<f4" if dtype == "F32" else "<f2", count, start).astype(np.float32)
+        forget(self.data, start, count * self.SIZES[dtype])
+        return value
 
 
 @dataclass(frozen=True)
@@ -102,6 +120,14 @@ class Tensors:
         if name not in self:
             raise InputError(f"{self.folder}: tensor {name!r} is missing")
         return self.where[name].read(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor that is there."""
+        return self.where[name].shape(name)
+
+    def read_rows(self, name: str, first: int, count: int) -> Floats:
+        """Return rows of a tensor that is there; see `SafeTensors.read_rows`."""
+        return self.where[name].read_rows(name, first, count)
 
 
 def open_tensors(folder: Path) -> Tensors:
