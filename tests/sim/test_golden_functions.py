@@ -166,7 +166,7 @@ def run_rows(config, x, *vectors, param=None):
     at = {"n": n, "m": m, "h": 1, "limit": 65535, "source": Source.ROW, "dest": Dest.ROW}
     at |= {"src_m": words, "dst_m": words, "stat_m": 1, "red_m": 1}
     program = [Instruction(Op.VECTOR, at | f) for f in vectors] + [Instruction(Op.END)]
-    machine.memory.bytes[: 64 * len(program)] = np.frombuffer(assemble(program), np.uint8)
+    machine.memory.write(0, np.frombuffer(assemble(program), np.uint8))
     machine.run(0)
     return machine.buffers.row[: m * words].reshape(m, -1)[:, :n]
 

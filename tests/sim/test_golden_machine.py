@@ -59,11 +59,12 @@ class Bench:
         rng = np.random.default_rng(seed)
         self.random = random.Random(seed)
         self.machine = Machine(config, Memory(MEMORY))
-        self.machine.memory.bytes[:] = rng.integers(0, 256, MEMORY)
+        memory = rng.integers(0, 256, MEMORY).astype(np.uint8)
         # float32 that are neither huge nor tiny, here and there
         sane = floats(rng, (MEMORY // 4,)).astype(np.float32).view(np.uint8).reshape(-1, 4)
         keep = rng.random(MEMORY // 4) < 0.8
-        self.machine.memory.bytes.reshape(-1, 4)[keep] = sane[keep]
+        memory.reshape(-1, 4)[keep] = sane[keep]
+        self.machine.memory.write(0, memory)
         buffers = self.machine.buffers
         buffers.act[:] = rng.integers(-128, 128, buffers.act.shape)
         buffers.row[:] = floats(rng, buffers.row.shape)
@@ -86,7 +87,7 @@ class Bench:
         """Execute (op, fields) pairs on both, and compare all that they hold."""
         listing = [Instruction(op, {k: int(v) for k, v in f.items()}) for op, f in program]
         code = assemble([*listing, Instruction(Op.END)])
-        self.machine.memory.bytes[PROGRAM : PROGRAM + len(code)] = np.frombuffer(code, np.uint8)
+        self.machine.memory.write(PROGRAM, np.frombuffer(code, np.uint8))
         self.reference.memory[PROGRAM : PROGRAM + len(code)] = code
         self.machine.run(PROGRAM)
         for op, fields in program:
@@ -226,7 +227,7 @@ def test_long_matmul_is_exact_and_wraps():
     weights[3, 5, 1] = 126
     weights[:, :, 2] = np.random.default_rng(2).integers(120, 128, (k, config.rows))
     act = np.random.default_rng(3).integers(120, 128, (k, config.rows))
-    machine.memory.bytes[: weights.size] = weights.view(np.uint8).reshape(-1)
+    machine.memory.write(0, weights.view(np.uint8).reshape(-1))
     machine.buffers.act[:k], machine.buffers.act[k : 2 * k] = -128, act
     matmul = {"k": k, "n": 1, "groups": 1, "rows_outer": 2, "rows_inner": 1}
     matmul |= {"act_outer": k, "accumulate": 1}
@@ -238,7 +239,7 @@ def test_long_matmul_is_exact_and_wraps():
             Instruction(Op.MATMUL, matmul),
         ]
     code = assemble([*program, Instruction(Op.END)])
-    machine.memory.bytes[1 << 19 : (1 << 19) + len(code)] = np.frombuffer(code, np.uint8)
+    machine.memory.write(1 << 19, np.frombuffer(code, np.uint8))
     machine.run(1 << 19)
     wrapped = [(x * times + 2**31) % 2**32 - 2**31 for x in (2**14 * 1280, -128 * (127 * 1280 - 1))]
     assert machine.buffers.acc0[0, :2].tolist() == wrapped

@@ -375,6 +375,12 @@ FIELDS: dict[Op, tuple[Field, ...]] = {
     ),
 }  # fmt: skip
 
+# The same for reading many instructions: name, word, lowest bit, mask, and the legal values of an enumeration.
+_LAYOUT = {
+    op: [(f.name, f.word, f.lsb, f.mask, None if f.enum is None else frozenset(map(int, f.enum))) for f in fields]
+    for op, fields in FIELDS.items()
+}
+
 
 class InstructionError(InputError):
     """An instruction that cannot be encoded, or bytes that are not one."""
@@ -441,22 +447,23 @@ class Instruction:
             op = Op(words[0] & 0xFF)
         except ValueError as e:
             raise InstructionError(f"unknown opcode {words[0] & 0xFF}") from e
-        waits = {u: d for u in Unit if (d := words[0] >> (8 + 4 * u) & 15)}
+        waits = {u: d for u in Unit if (d := words[0] >> (8 + 4 * u) & 15)} if words[0] >> 8 else {}
         values = {}
-        for f in FIELDS[op]:
-            value = words[f.word] >> f.lsb & f.mask
-            if f.enum is not None and value not in f.enum._value2member_map_:
-                raise InstructionError(f"{op.name}.{f.name} has no value {value}")
+        for name, word, lsb, mask, legal in _LAYOUT[op]:
+            value = words[word] >> lsb & mask
             if value:
-                values[f.name] = value
+                values[name] = value
+            if legal is not None and value not in legal:
+                raise InstructionError(f"{op.name}.{name} has no value {value}")
         patches = []
-        at = {f.word: f.name for f in FIELDS[op] if f.lsb == 0}
-        for i in range(PATCHES):
-            half = words[1 + i // 2] >> (16 * (i % 2)) & 0xFFFF
-            if half & 15:
-                if half & 15 not in at:
-                    raise InstructionError(f"{op.name} has no field in word {half & 15} to patch")
-                patches.append((at[half & 15], half >> 4 & (REG_COUNT - 1)))
+        if words[1] or words[2]:
+            at = {f.word: f.name for f in FIELDS[op] if f.lsb == 0}
+            for i in range(PATCHES):
+                half = words[1 + i // 2] >> (16 * (i % 2)) & 0xFFFF
+                if half & 15:
+                    if half & 15 not in at:
+                        raise InstructionError(f"{op.name} has no field in word {half & 15} to patch")
+                    patches.append((at[half & 15], half >> 4 & (REG_COUNT - 1)))
         return cls(op, values, waits, tuple(patches))
 
     def __str__(self) -> str:

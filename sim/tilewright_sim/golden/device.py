@@ -64,8 +64,8 @@ class GoldenDevice:
             raise InputError(f"data must be bytes or an array of uint8, not of {data.dtype}")
         raw = data.reshape(-1) if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
         self._range(address, raw.size)
-        self.machine.overwrite(address, address + raw.size)
-        self.memory.bytes[address : address + raw.size] = raw
+        if raw.size:
+            self.machine.overwrite(address, address + raw.size)[address : address + raw.size] = raw
 
     def read_memory(self, address: int, size: int) -> NDArray[np.uint8]:
         """Return `size` bytes from a byte address, as a copy."""

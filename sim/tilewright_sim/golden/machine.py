@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tilewright_hw.arch import AcceleratorConfig, DeviceError, Instruction, Op
 from tilewright_hw.arch.isa import (
     BASES,
@@ -31,6 +34,8 @@ from tilewright_sim.golden.vector import VectorStep
 Fields = defaultdict[str, int]
 Step = LoadStep | MatmulStep | VectorStep | StoreStep
 
+_LEAST = {op: [(field.name, field.low) for field in fields if field.low] for op, fields in FIELDS.items()}
+"""The fields that may not be 0, and their least values."""
 _PLANS = 1 << 14
 """Steps kept; when there are more, all are forgotten."""
 
@@ -87,10 +92,11 @@ class Machine:
             self.bases[i] = address
             self._plans.clear()
 
-    def overwrite(self, start: int, end: int) -> None:
-        """Prepare for bytes `start` to `end` being written: nothing may go on using them as they were."""
+    def overwrite(self, start: int, end: int) -> NDArray[np.uint8]:
+        """Return memory for writing bytes `start` to `end`; tiles that wait there in a FIFO stay as they were."""
         for fifo in self.fifos.values():
-            fifo.protect(start, end, self.memory.bytes)
+            fifo.protect(start, end)
+        return self.memory.writable(start, end)
 
     def run(self, program: int, limit: int | None = None) -> None:
         """Execute the program at byte address `program` until END.
@@ -159,9 +165,9 @@ class Machine:
         except InstructionError as e:
             known = data[0] in Op._value2member_map_
             raise Fault(str(e), ErrorCode.ILLEGAL_FIELD if known else ErrorCode.ILLEGAL_OPCODE) from e
-        for field in FIELDS[ins.op]:
-            if ins.fields.get(field.name, 0) < field.low:
-                raise Fault(f"{field.name} must be at least {field.low}", ErrorCode.ILLEGAL_FIELD)
+        for name, low in _LEAST[ins.op]:
+            if ins.fields.get(name, 0) < low:
+                raise Fault(f"{name} must be at least {low}", ErrorCode.ILLEGAL_FIELD)
         return ins
 
     def _plan(self, ins: Instruction) -> Step:

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 EXACT_K = 1024
 """Products of int8 (at most 2^14 in magnitude) whose sum float32 holds exactly, whatever the order."""
-_WEIGHTS = 1 << 19
-"""Weights that are converted to float32 at a time: as many as the processor's cache holds."""
 
 
 def integer_product(a: NDArray[Any], w: NDArray[Any]) -> NDArray[Any]:
@@ -80,17 +78,14 @@ class MatmulStep:
         except Fault as e:
             raise Fault(f"{self.fifo_name} FIFO: {e}") from e
         machine.taken = [(piece.source, piece.last) for piece in pieces]
-        parts = [piece.unpack(machine.memory.bytes) for piece in pieces]
+        parts = [piece.weights() for piece in pieces]
         tiles = parts[0] if len(parts) == 1 else np.concatenate(parts)
         w = tiles.reshape(self.groups, self.n, self.k * inputs, cols)
-        a = self._activations()[:, None]
-        step = max(1, _WEIGHTS // (self.groups * self.k * inputs * cols))
-        for n in range(0, self.n, step):
-            out = integer_product(a, w[:, n : n + step])
-            if self.accumulate:
-                self.acc[:, n : n + step] += out.astype(np.int32)
-            else:
-                self.acc[:, n : n + step] = out
+        out = integer_product(self._activations()[:, None], w)
+        if self.accumulate:
+            self.acc += out.astype(np.int32)
+        else:
+            self.acc[...] = out
 
     def _activations(self) -> NDArray[np.float32]:
         """Return the rows (groups, rows, K); those of a pair follow each other."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,16 @@ Mask = NDArray[np.bool_] | None
 _LAST: Axis = (-1,)
 MAX_VAR = 32767
 """The longest row of which n * (sum of squares) - sum^2 fits 63 bits."""
+_ZERO, _ONE, _EXPSUM_UNITS = np.array(0.0), np.array(1.0), np.array(2.0**24)
+_LAST_BIT = np.array(2.0**-formats.FRACTION_BITS)
+_END_ALIGNED = 2.0 ** (formats.FRACTION_BITS + 1)
+_BELOW_ALL = np.array(2.0**-142)
 
 
 def max_reduction(x: Floats, valid: Mask = None, axis: Axis = _LAST, before: Floats | None = None) -> Floats:
     """Return the maximum, of `before` too if it is given; +0 of no elements."""
     y = x if valid is None else np.where(valid, x, -np.inf)
-    most: Floats = y.max(axis=axis, keepdims=True)
+    most: Floats = np.maximum.reduce(y, axis=axis, keepdims=True)
     if before is not None:
         return np.maximum(most, before)
     return most if valid is None else np.where(most == -np.inf, 0.0, most)
@@ -53,21 +58,9 @@ def argmax_reduction(
     return np.where(greater, most, before[0]), np.where(greater, index, before[1])
 
 
-def var_reduction(x: Floats, largest: Floats, const1: Floats, const2: Floats) -> tuple[Floats, Floats]:
-    """Return r = rsqrt(variance + const2) and -mean * r of whole rows; const1 is 1/n."""
-    n, aligned = x.shape[-1], align(x, largest).astype(np.int64)
-    total = aligned.sum(axis=-1, keepdims=True)
-    spread = n * (aligned * aligned).sum(axis=-1, keepdims=True) - total * total
-    shift = formats.exponent(largest) - 15
-    variance = mul(mul(np.where(largest == 0, 0.0, formats.scale2(formats.i2f(spread), 2 * shift)), const1), const1)
-    r = tables.rsqrt(add(variance, const2))
-    mean = mul(np.where(largest == 0, 0.0, formats.scale2(formats.i2f(total), shift)), const1)
-    return r, mul(-mean, r)
-
-
 def absmax_reduction(x: Floats, axis: Axis = _LAST) -> Floats:
     """Return the largest magnitude."""
-    largest: Floats = np.abs(x).max(axis=axis, keepdims=True)
+    largest: Floats = np.maximum.reduce(np.abs(x), axis=axis, keepdims=True)
     return largest
 
 
@@ -80,37 +73,64 @@ def qscale_reduction(x: Floats, const1: Floats, *, scale16: bool = False, axis: 
 
 def expsum_reduction(x: Floats, axis: Axis = _LAST) -> Floats:
     """Return recip of the sum of x, clamped to [0, 1], in units of 2^-24."""
-    units = np.floor(np.clip(x, 0.0, 1.0) * 2.0**24)
+    units = np.floor(np.minimum(np.maximum(x, _ZERO), _ONE) * _EXPSUM_UNITS)
     total = formats.i2f(integer_sum(units, axis, 2.0**24))
-    return tables.recip(formats.scale2(total, -24))
+    return tables.recip(total / _EXPSUM_UNITS)
 
 
 def sumsq_reduction(x: Floats, largest: Floats, const1: Floats, const2: Floats, axis: Axis = _LAST) -> Floats:
     """Return rsqrt(sum of squares * const1 + const2), in integers aligned to the exponent of `largest`."""
-    aligned = align(x, largest)
+    aligned, unit = align(x, largest)
     total = formats.i2f(integer_sum(aligned * aligned, axis, 2.0**32))
-    scaled = formats.scale2(total, 2 * (formats.exponent(largest) - 15))
-    return tables.rsqrt(add(mul(np.where(largest == 0, 0.0, scaled), const1), const2))
+    return tables.rsqrt(add(mul(formats.limit(total * (unit * unit)), const1), const2))
 
 
 def sum_reduction(x: Floats, largest: Floats, const1: Floats, axis: Axis = _LAST) -> Floats:
     """Return sum * const1, in integers aligned to the exponent of `largest`."""
-    total = formats.i2f(integer_sum(align(x, largest), axis, 2.0**16))
-    scaled = formats.scale2(total, formats.exponent(largest) - 15)
-    return mul(np.where(largest == 0, 0.0, scaled), const1)
+    aligned, unit = align(x, largest)
+    total = formats.i2f(integer_sum(aligned, axis, 2.0**16))
+    return mul(formats.limit(total * unit), const1)
 
 
-def align(x: Floats, largest: Floats) -> Floats:
-    """Return X = RNE(x * 2^(15-E)), E the exponent of `largest`, clamped to 16 bits; 0 where `largest` is 0."""
-    scaled = np.rint(np.ldexp(x, 15 - formats.exponent(largest)))
-    return np.where(largest == 0, 0.0, np.clip(scaled, -65535.0, 65535.0))
+def var_reduction(x: Floats, largest: Floats, const1: Floats, const2: Floats) -> tuple[Floats, Floats]:
+    """Return r = rsqrt(variance + const2) and -mean * r of whole rows; const1 is 1/n."""
+    n, (aligned, unit) = x.shape[-1], align(x, largest)
+    integers = aligned.astype(np.int64)
+    total = integers.sum(axis=-1, keepdims=True)
+    spread = n * (integers * integers).sum(axis=-1, keepdims=True) - total * total
+    variance = mul(mul(formats.limit(formats.i2f(spread) * (unit * unit)), const1), const1)
+    r = tables.rsqrt(add(variance, const2))
+    mean = mul(formats.limit(formats.i2f(total) * unit), const1)
+    return r, mul(-mean, r)
+
+
+class BeyondLargest(ValueError):
+    """An element is greater than what was given as the row's absolute maximum; the text says which and by what."""
+
+
+def align(x: Floats, largest: Floats) -> tuple[Floats, Floats]:
+    """Return the integers X = RNE(x * 2^(15-E)) and their unit 2^(E-15), E the exponent of `largest`.
+
+    Where `largest` is 0 the unit is below all F24: only zeros pass. BeyondLargest if an exponent is above E.
+    """
+    unit = np.maximum(formats.power(largest), _BELOW_ALL) * _LAST_BIT
+    aligned = np.rint(x * (_ONE / unit))
+    magnitude = np.abs(aligned)
+    if magnitude.size and magnitude.item(at := int(magnitude.argmax())) >= _END_ALIGNED:
+        *row, i = (int(k) for k in np.unravel_index(at, x.shape))
+        most = np.broadcast_to(largest, x.shape)[*row, i]
+        raise BeyondLargest(
+            f"element {i} of row {tuple(row)} is {x[*row, i]}, beyond the exponent of what should be the row's "
+            f"absolute maximum, {most}"
+        )
+    return aligned, unit
 
 
 def integer_sum(x: Floats, axis: Axis, largest: float) -> NDArray[Any]:
     """Return the exact sum of float64 integers of at most `largest` in magnitude, in float64 or 64 bits."""
-    count = int(np.prod([x.shape[i] for i in axis]))
+    count = math.prod(x.shape[i] for i in axis)
     if count * largest <= 2.0**53:
-        total: NDArray[Any] = x.sum(axis=axis, keepdims=True)
+        total: NDArray[Any] = np.add.reduce(x, axis=axis, keepdims=True)
         return total
     kind = np.int64 if x.min() < 0 else np.uint64
     wide: NDArray[Any] = x.astype(kind).sum(axis=axis, keepdims=True)

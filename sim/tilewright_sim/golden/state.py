@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,17 +49,17 @@ class Region:
     loops: tuple[tuple[int, int], ...]
     length: int
 
-    @property
+    @cached_property
     def end(self) -> int:
         """One past the last word."""
         return self.start + sum((count - 1) * stride for count, stride in self.loops) + self.length
 
-    @property
+    @cached_property
     def mapping(self) -> tuple[int, tuple[tuple[int, int], ...], int]:
         """What decides which word is reached when: loops of one round do not."""
         return self.start, tuple(loop for loop in self.loops if loop[0] > 1), self.length
 
-    @property
+    @cached_property
     def meets_itself(self) -> bool:
         """Whether some word may be reached twice."""
         extent = self.length
@@ -133,6 +134,7 @@ class Buffers:
     stat : float64 (stat_entries, 2), fields a and b; an index in field b is held as `boxed` says
     table : uint32 (512, 1), the segments of the function TABLE
     shifts : list of int, its input and its output shift
+    indexed : bool, whether an index was ever written to a field b
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -144,6 +146,7 @@ class Buffers:
         self.stat = np.zeros((config.stat_entries, 2))
         self.table = np.zeros((TABLE_WORDS, 1), np.uint32)
         self.shifts = [0, 0]
+        self.indexed = False
 
     NAMES = ("act", "row", "param", "acc0", "acc1", "stat", "table")
 

@@ -145,10 +145,10 @@ def _recip_fractions() -> Floats:
 
 
 @functools.cache
-def _rsqrt_fractions() -> Floats:
-    """Return the same for rsqrt: those of even exponents, then those of odd ones."""
-    y = np.concatenate([_falling(rsqrt_table(odd), 7) for odd in (False, True)])
-    return formats.i2f(y) * 2.0**-18
+def _rsqrt_values() -> Floats:
+    """Return rsqrt for each fraction of the exponents 1 and 2, in this order: as biased exponents end."""
+    odd, even = (formats.i2f(_falling(rsqrt_table(odd), 7)) * 2.0**-18 for odd in (True, False))
+    return np.concatenate([odd, even / 2])
 
 
 @functools.cache
@@ -172,45 +172,56 @@ def _sigmoid_values() -> Floats:
     return formats.i2f(y.reshape(-1)) * 2.0**-16
 
 
+# NumPy converts a number to an array at every call.
+_ZERO, _ONE = np.array(0.0), np.array(1.0)
+_UNIT_EXP2, _LAST_EXP2 = np.array(-65536.0), np.array(2.0**21 - 1)
+_EXP2_FRACTION, _BELOW_EXP2_POWER = np.array(0xFFFF), np.array(16)
+_UNIT_SIGMOID, _LOW, _HIGH = np.array(2048.0), np.array(-32768.0), np.array(32767.0)
+_BELOW_FRACTION, _FRACTION = np.array(52 - formats.FRACTION_BITS), np.array((1 << formats.FRACTION_BITS) - 1)
+_WITH_PARITY = np.array((2 << formats.FRACTION_BITS) - 1)
+_BELOW_HALF_EXPONENT, _HALF_BIAS = np.array(53), np.array(512)
+_MIN = np.array(formats.MIN)
+
+
 def recip(x: ArrayLike) -> Floats:
     """Return 1 / x; recip(0) = 0."""
     x = np.asarray(x, dtype=np.float64)
-    y = np.ldexp(_recip_fractions()[_fraction(x)], -formats.exponent(x))
-    return formats.round_f24(np.where(x == 0, 0.0, np.copysign(y, x)))
+    if not x.all():
+        return np.where(x == _ZERO, _ZERO, recip(np.where(x == _ZERO, _ONE, x)))
+    fractions = _recip_fractions()[x.view(np.int64) >> _BELOW_FRACTION & _FRACTION]
+    y: Floats = fractions / np.copysign(formats.power(x), x)
+    return formats.limit(y)
 
 
 def rsqrt(x: ArrayLike) -> Floats:
     """Return 1 / sqrt(x); 0 for x <= 0."""
     x = np.asarray(x, dtype=np.float64)
-    e = formats.exponent(x)
-    y = np.ldexp(_rsqrt_fractions()[_fraction(x) + ((e & 1) << 15)], -(e >> 1))
-    return formats.round_f24(np.where(x <= 0, 0.0, y))
+    bits = np.maximum(x, _MIN).view(np.int64)  # no x > 0 is less
+    half = (bits >> _BELOW_HALF_EXPONENT) - _HALF_BIAS  # of an odd exponent e: (e - 1) / 2; of an even one: e / 2 - 1
+    y = formats.limit(np.ldexp(_rsqrt_values()[bits >> _BELOW_FRACTION & _WITH_PARITY], -half))
+    return np.where(x > _ZERO, y, _ZERO)
 
 
 def exp2(x: ArrayLike) -> Floats:
     """Return 2**x for x <= 0; x > 0 is taken as 0."""
-    t = np.minimum(np.multiply(x, -65536.0), 2.0**21 - 1)
-    u = np.maximum(t, 0.0).astype(np.int64)  # truncation is floor: t is not negative
-    y: Floats = _exp2_fractions()[u & 0xFFFF] * _exp2_powers()[u >> 16]
+    t = np.minimum(np.multiply(x, _UNIT_EXP2), _LAST_EXP2)
+    u = np.maximum(t, _ZERO).astype(np.int64)  # truncation is floor: t is not negative
+    y: Floats = _exp2_fractions()[u & _EXP2_FRACTION] * _exp2_powers()[u >> _BELOW_EXP2_POWER]
     return y
 
 
 def sigmoid(x: ArrayLike) -> Floats:
     """Return 1 / (1 + exp(-x))."""
-    u = np.rint(np.multiply(x, 2048.0))
-    u = np.minimum(np.maximum(u, -32768.0), 32767.0)
-    return _sigmoid_values()[(u + 32768.0).astype(np.int64)]
+    u = np.rint(np.multiply(x, _UNIT_SIGMOID))
+    u = np.minimum(np.maximum(u, _LOW), _HIGH)
+    y: Floats = _sigmoid_values()[(u - _LOW).astype(np.int64)]
+    return y
 
 
 def table(x: ArrayLike, words: NDArray[np.uint32], input_shift: int, output_shift: int) -> Floats:
     """Return the function whose 512 segments are `words`, with shifts a and b."""
-    u = np.rint(np.ldexp(np.asarray(x, dtype=np.float64), input_shift - 8))
-    u = (np.minimum(np.maximum(u, -32768.0), 32767.0) + 32768.0).astype(np.int64)
+    u = np.rint(np.multiply(x, 2.0 ** (input_shift - 8)))
+    u = (np.minimum(np.maximum(u, _LOW), _HIGH) - _LOW).astype(np.int64)
     word = words.view(np.int32)[u >> 7].astype(np.int64)
     start, rise = word >> 12, ((word & 0xFFF) ^ 0x800) - 0x800
     return formats.scale2(formats.i2f(start + ((rise * (u & 127) + 64) >> 7)), -output_shift)
-
-
-def _fraction(x: Floats) -> Ints:
-    """Return the 15 fraction bits of F24 values."""
-    return (x.view(np.int64) >> (52 - formats.FRACTION_BITS)) & 0x7FFF

@@ -1,44 +1,63 @@
 """Weight tiles on their way to the array: how they lie in memory, and the FIFOs (docs/architecture.md).
 
-Rows of tiles that lie in memory stay there until they are used: a model's weights are never held twice.
+Rows of tiles that lie in memory stay there until they are used. Then the array's product takes them as float32, and
+those are kept until the bytes in memory change.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tilewright_hw.arch import AcceleratorConfig
+from tilewright_sim.golden.memory import Kept, Memory
 from tilewright_sim.golden.state import Fault, Region
 
 GROUP = 32
 """Inputs that share a group scale."""
 
 
-class PlainRows:
-    """Runs of rows of tiles, int8, each in `slot` bytes of memory.
+class StoredRows(ABC):
+    """Rows of tiles in memory, in some format.
 
     Parameters
     ----------
+    memory : Memory
+        Device memory.
     region : Region
         Where they lie: runs of bytes.
-    config : AcceleratorConfig
-        For the shape of a row.
+    rows : int
+        How many they are.
     """
 
-    def __init__(self, region: Region, config: AcceleratorConfig) -> None:
-        self.region = region
+    def __init__(self, memory: Memory, region: Region, rows: int) -> None:
+        self.memory, self.region, self.rows = memory, region, rows
+        self._weights = Kept(memory, region.start, region.end)
+
+    @abstractmethod
+    def unpack(self, first: int, rows: int) -> NDArray[np.int8]:
+        """Return `rows` rows from row `first` on, (rows, C); not a copy where they lie as they are."""
+
+    def weights(self) -> NDArray[np.float32]:
+        """Return all rows as float32, (rows, C), not to be changed."""
+        return self._weights.get(lambda: self.unpack(0, self.rows).astype(np.float32))
+
+
+class PlainRows(StoredRows):
+    """Runs of rows of tiles, int8, each in `slot` bytes of memory."""
+
+    def __init__(self, memory: Memory, region: Region, config: AcceleratorConfig) -> None:
         self.slot, self.cols = config.col_slot, config.cols
         self.run_rows = region.length // self.slot
-        self.rows = self.run_rows * region.loops[0][0]
+        super().__init__(memory, region, self.run_rows * region.loops[0][0])
 
-    def unpack(self, memory: NDArray[np.uint8], first: int, rows: int) -> NDArray[np.int8]:
-        """Return `rows` rows from row `first` on, (rows, C); not a copy where they lie in one piece."""
-        lines = self.region.view(memory)
+    def unpack(self, first: int, rows: int) -> NDArray[np.int8]:
+        """Return `rows` rows from row `first` on."""
+        lines = self.region.view(self.memory.bytes)
         if lines.shape[0] == 1:
             return lines.reshape(-1, self.slot)[first : first + rows, : self.cols].view(np.int8)
         begin, end = first // self.run_rows, -(-(first + rows) // self.run_rows)
@@ -47,23 +66,13 @@ class PlainRows:
         return part[first : first + rows, : self.cols].view(np.int8)
 
 
-class NibbleRows:
-    """Runs of rows of tiles in the int4 format: chunks of group scales g and of four-bit weights q.
+class NibbleRows(StoredRows):
+    """Runs of rows of tiles in the int4 format, each of `run_rows`: chunks of group scales g and of weights q."""
 
-    Parameters
-    ----------
-    region : Region
-        Where they lie: runs of bytes.
-    config : AcceleratorConfig
-        For the shape of a row.
-    run_rows : int
-        Weight rows of a run.
-    """
-
-    def __init__(self, region: Region, config: AcceleratorConfig, run_rows: int) -> None:
-        self.region, self.run_rows = region, run_rows
+    def __init__(self, memory: Memory, region: Region, config: AcceleratorConfig, run_rows: int) -> None:
+        super().__init__(memory, region, run_rows * region.loops[0][0])
+        self.run_rows = run_rows
         self.cols, self.slot = config.cols, config.nibble_slot
-        self.rows = run_rows * region.loops[0][0]
         row, per_chunk = np.arange(run_rows), GROUP * config.nibble_rows
         first = row // per_chunk * (per_chunk + config.nibble_rows)  # the chunk's first nibble row
         self.at_q = first + config.nibble_rows + row % per_chunk
@@ -76,10 +85,10 @@ class NibbleRows:
         used = (chunks * config.nibble_rows + rows) * config.nibble_slot
         return -(-used // config.bus_bytes) * config.bus_bytes
 
-    def unpack(self, memory: NDArray[np.uint8], first: int, rows: int) -> NDArray[np.int8]:
-        """Return `rows` rows g * q from row `first` on, (rows, C)."""
+    def unpack(self, first: int, rows: int) -> NDArray[np.int8]:
+        """Return `rows` rows g * q from row `first` on."""
         begin, end = first // self.run_rows, -(-(first + rows) // self.run_rows)
-        lines = np.ascontiguousarray(self.region.view(memory)[begin:end]).reshape(end - begin, -1, self.slot)
+        lines = np.ascontiguousarray(self.region.view(self.memory.bytes)[begin:end]).reshape(end - begin, -1, self.slot)
         used = -(-self.cols // 2)
         q = lines[:, self.at_q, :used].view(np.int8)
         g = lines[:, self.at_g, :used].view(np.int8)
@@ -93,30 +102,19 @@ class NibbleRows:
         return w.reshape(-1, 2 * used)[first : first + rows, : self.cols]
 
 
-class TransposedRows:
-    """Runs of tiles whose rows in memory are outputs: C rows of R inputs, each in `row_slot` bytes.
+class TransposedRows(StoredRows):
+    """Runs of whole tiles whose rows in memory are outputs: C rows of R inputs, each in `row_slot` bytes."""
 
-    Parameters
-    ----------
-    region : Region
-        Where they lie: runs of whole tiles.
-    config : AcceleratorConfig
-        For the shape of a tile.
-    """
-
-    def __init__(self, region: Region, config: AcceleratorConfig) -> None:
-        self.region = region
+    def __init__(self, memory: Memory, region: Region, config: AcceleratorConfig) -> None:
         self.shape = (config.rows, config.cols, config.row_slot)
-        self.rows = region.loops[0][0] * region.length // config.transposed_tile_bytes * config.rows
+        tiles = region.loops[0][0] * region.length // config.transposed_tile_bytes
+        super().__init__(memory, region, tiles * config.rows)
 
-    def unpack(self, memory: NDArray[np.uint8], first: int, rows: int) -> NDArray[np.int8]:
-        """Return `rows` rows from row `first` on, (rows, C)."""
+    def unpack(self, first: int, rows: int) -> NDArray[np.int8]:
+        """Return `rows` rows from row `first` on."""
         inputs, outputs, slot = self.shape
-        tiles = np.ascontiguousarray(self.region.view(memory)).reshape(-1, outputs, slot)[..., :inputs]
+        tiles = np.ascontiguousarray(self.region.view(self.memory.bytes)).reshape(-1, outputs, slot)[..., :inputs]
         return np.ascontiguousarray(tiles.transpose(0, 2, 1)).reshape(-1, outputs)[first : first + rows].view(np.int8)
-
-
-StoredRows = PlainRows | NibbleRows | TransposedRows
 
 
 @dataclass
@@ -134,11 +132,18 @@ class Piece:
     last: bool = True
     """Whether nothing of what the same instruction pushed comes after it."""
 
-    def unpack(self, memory: NDArray[np.uint8]) -> NDArray[np.int8]:
-        """Return the rows, (rows, C)."""
+    def protect(self) -> None:
+        """Copy the rows, whose bytes in memory are about to be overwritten."""
+        if self.data is None:
+            self.data = np.array(self.stored.unpack(self.first, self.rows))
+
+    def weights(self) -> NDArray[np.float32]:
+        """Return the rows as float32, (rows, C), not to be changed."""
         if self.data is not None:
-            return self.data
-        return self.stored.unpack(memory, self.first, self.rows)
+            return self.data.astype(np.float32)
+        if self.rows == self.stored.rows:
+            return self.stored.weights()
+        return self.stored.unpack(self.first, self.rows).astype(np.float32)
 
     def split(self, rows: int) -> tuple[Piece, Piece]:
         """Return the first `rows` rows and the rest."""
@@ -181,9 +186,9 @@ class TileFifo:
             rows -= piece.rows
         return taken
 
-    def protect(self, start: int, end: int, memory: NDArray[Any]) -> None:
+    def protect(self, start: int, end: int) -> None:
         """Copy what waits in memory from `start` to `end`, before it is overwritten."""
         for piece in self.pieces:
             region = piece.stored.region
-            if piece.data is None and region.start < end and start < region.end:
-                piece.data = np.array(piece.unpack(memory))
+            if region.start < end and start < region.end:
+                piece.protect()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from tilewright_hw.arch.isa import LoadDest, LoadFormat, Op, WeightFormat
 from tilewright_hw.arch.registers import ErrorCode
 from tilewright_sim.golden import formats
+from tilewright_sim.golden.memory import Kept
 from tilewright_sim.golden.state import TABLE_WORDS, Fault, Region, put
 from tilewright_sim.golden.tiles import NibbleRows, Piece, PlainRows, StoredRows, TransposedRows
 
@@ -53,6 +54,7 @@ class LoadStep:
             self.dst = Region(self.dest.name.lower(), f["dst"], loops, self._run_words(machine, f))
         self.writes.append(machine.buffers.check(self.dst, "what is loaded"))
         self.into = self.dst.view(machine.buffers.array(self.dst.name))  # (runs, words * width)
+        self.floats = Kept(machine.memory, self.memory.start, self.memory.end)
 
     def _tiles(self, machine: Machine, f: Fields, op: Op) -> StoredRows:
         """Return the tiles that are pushed, checked."""
@@ -66,12 +68,12 @@ class LoadStep:
                     f"a run of {rows} int4 rows takes {NibbleRows.run_bytes(config, rows)} bytes, not {f['bytes']}"
                 )
             runs = Region("memory", self.memory.start, ((self.runs, f["stride"]),), f["bytes"])
-            return NibbleRows(runs, config, rows)
+            return NibbleRows(machine.memory, runs, config, rows)
         if f["transpose"]:
             check_aligned(f["bytes"], config.transposed_tile_bytes, "bytes of transposed tiles")
-            return TransposedRows(self.memory, config)
+            return TransposedRows(machine.memory, self.memory, config)
         check_aligned(f["bytes"], config.col_slot, "bytes of tiles")
-        return PlainRows(self.memory, config)
+        return PlainRows(machine.memory, self.memory, config)
 
     def _table(self, f: Fields) -> Region:
         """Return the whole table, and keep its shifts: the output shift is signed."""
@@ -120,7 +122,7 @@ class LoadStep:
             words = slots[..., : machine.config.rows].view(np.int8)
             put(self.into, words.reshape(self.runs, -1), self.dst)
         else:
-            put(self.into, self._floats(), self.dst)
+            put(self.into, self.floats.get(self._floats), self.dst)
 
     def _floats(self) -> NDArray[np.float64]:
         """Return the elements as F24, each run filled up with zeros to whole words."""
@@ -209,13 +211,13 @@ class StoreStep:
         except Fault as e:
             raise Fault(f"store stream: {e}") from e
         rows = np.ascontiguousarray(words).reshape(self.m, self.h, -1)[:, :, : self.n]
-        machine.overwrite(*self.whole)
         data = np.ascontiguousarray(rows).view(np.uint8)  # (m, h, n * size)
+        memory = machine.overwrite(*self.whole)
         split = (self.n - self.n % self.run) * self.size
         for which, runs, last in self.spans:
             part = data[which]
-            full = runs.view(machine.memory.bytes)  # (m, h, runs, run * size)
-            rest = last.view(machine.memory.bytes) if last else full[:, :, 0, :0]
+            full = runs.view(memory)  # (m, h, runs, run * size)
+            rest = last.view(memory) if last else full[:, :, 0, :0]
             whole = part[:, :, :split].reshape(full.shape)
             # Runs may be written twice only in their order, which counts.
             for row in np.ndindex(part.shape[:2]) if self.tangled else ((),):

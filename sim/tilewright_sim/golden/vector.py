@@ -13,6 +13,7 @@ from tilewright_sim.golden.formats import Floats, add, mul
 from tilewright_sim.golden.functions import rotate
 from tilewright_sim.golden.reductions import (
     MAX_VAR,
+    BeyondLargest,
     Mask,
     absmax_reduction,
     argmax_reduction,
@@ -69,6 +70,7 @@ class VectorStep:
         self._lay_out_sources(machine, f)
         self._lay_out_results(machine, f)
         self._check_overlaps()
+        self._choose_operands()
 
     def _check_operands(self) -> None:
         """Fault on combinations of operands that the machine does not have."""
@@ -122,7 +124,7 @@ class VectorStep:
             acc = Region(f"acc{f['bank']}", f["src"], loops, 2 if self.wide else 1)
             self.a = self._read(machine, machine.buffers.check(acc, "A"))
         elif self.source is Source.ROW:
-            self.a = self._read(machine, self._rows(machine, "row", f, "src", words, "A"))
+            self.a = self._read(machine, self._rows(machine, "row", f, "src", words, "A"))[..., : self.n]
         if self.add is Add.ROW or self.mul is Mul.ROW:
             row = self._rows(machine, "row", f, "row", words, "the second operand")
             self.row2 = self._read(machine, row)[..., : self.n]
@@ -137,7 +139,8 @@ class VectorStep:
     def _lay_out_statistics(self, machine: Machine, f: Fields) -> None:
         self.uses_b = self.source is Source.STAT or self.scale is Scale.STAT_B or self.add is Add.STAT_B
         if self.uses_b or self.scale is Scale.STAT_A or self.add is Add.NEG_STAT_A:
-            self.stat = self._read(machine, self._rows(machine, "stat", f, "stat", 1, "statistics"))
+            stat = self._read(machine, self._rows(machine, "stat", f, "stat", 1, "statistics"))  # (m, h, 2)
+            self.stat_a, self.stat_b = stat[..., :1], stat[..., 1:]
         if self.reduce in _ALIGNED or self.merge:
             # One entry for all inner rows where they are reduced together: that of inner row 0.
             per_row = ((self.m, f["stat_m"]), (1 if self.outer else self.h, f["stat_h"]))
@@ -185,22 +188,38 @@ class VectorStep:
     def first_source(self, machine: Machine) -> None:
         """Return the source of what it takes from a FIFO: it takes nothing."""
 
+    def _choose_operands(self) -> None:
+        """Work out what the multipliers and the adder take."""
+        self.multipliers: list[Floats] = []
+        if self.scale is Scale.CONST:
+            self.multipliers.append(self.const1)
+        elif self.scale:
+            self.multipliers.append(self.stat_a if self.scale is Scale.STAT_A else self.stat_b)
+        if self.param:
+            self.multipliers.append(self.par)
+        if self.add in (Add.ROW, Add.PARAM):
+            self.addend = self.row2 if self.add is Add.ROW else self.par
+        elif self.add is Add.STAT_B:
+            self.addend = self.stat_b
+        if self.mul in (Mul.ROW, Mul.PARAM):
+            self.factor = self.row2 if self.mul is Mul.ROW else self.par
+
     def __call__(self, machine: Machine) -> None:
         """Execute."""
         if self.dest is Dest.STORE_RAW:
-            raw = field_bits(self.stat[..., 1:]) if self.source is Source.STAT else self._accumulators()
+            raw = field_bits(self.stat_b) if self.source is Source.STAT else np.array(self._accumulators())
             self._push(machine, raw)
             return
-        if self.uses_b and np.isnan(self.stat[..., 1]).any():
+        if self.uses_b and machine.buffers.indexed and np.isnan(self.stat_b).any():
             raise Fault("field b of the statistics holds an index of ARGMAX, which is no F24")
         y = self._elements()  # (m, h, n)
         if self.reduce:
-            a, b = self._reduction(y)
+            a, b = self._reduction(machine, y)
         self._deliver(machine, y)
-        if self.reduce:
-            result = np.empty(self.entries.shape)
-            result[..., :1], result[..., 1:] = a, b
-            put(self.entries, result, self.red)
+        if self.reduce and self.red.meets_itself:
+            put(self.entries, np.concatenate(np.broadcast_arrays(a, b), axis=-1), self.red)
+        elif self.reduce:
+            self.entries[..., :1], self.entries[..., 1:] = a, b
 
     def _accumulators(self) -> NDArray[Any]:
         """Return the integers of ACC, (m, h, n)."""
@@ -212,20 +231,14 @@ class VectorStep:
 
     def _elements(self) -> Floats:
         """Return x5."""
-        if self.source is Source.STAT:
-            x = self.stat[..., 1:]
-        elif self.source is Source.ACC:
+        if self.source is Source.ACC:
             x = formats.i2f(self._accumulators())
         else:
-            x = self.a[..., : self.n]
-        if self.scale is Scale.CONST:
-            x = mul(x, self.const1)
-        elif self.scale:
-            field = 0 if self.scale is Scale.STAT_A else 1
-            x = mul(x, self.stat[..., field : field + 1])
-        if self.param:
-            x = mul(x, self.par)
-        x = self._added(x)
+            x = self.stat_b if self.source is Source.STAT else self.a
+        for operand in self.multipliers:
+            x = mul(x, operand)
+        if self.add:
+            x = self._added(x)
         y = x
         if self.func is Func.EXP2:
             y = tables.exp2(x)
@@ -233,25 +246,17 @@ class VectorStep:
             y = tables.sigmoid(x)
         elif self.func is Func.TABLE:
             y = tables.table(x, self.segments, *self.shifts)
-        if self.mul is Mul.SELF:
-            y = mul(y, x)
-        elif self.mul:
-            y = mul(y, self.row2 if self.mul is Mul.ROW else self.par)
+        if self.mul:
+            y = mul(y, x if self.mul is Mul.SELF else self.factor)
         return y if self.valid is None else np.where(self.valid, y, 0.0)
 
     def _added(self, x: Floats) -> Floats:
         """Return x3."""
         if self.add is Add.ROTATE:
             return rotate(x, self.par)
-        if self.add is Add.ROW:
-            return add(x, self.row2)
-        if self.add is Add.PARAM:
-            return add(x, self.par)
-        if self.add is Add.NEG_STAT_A:
-            return add(x, -self.stat[..., :1])
-        return add(x, self.stat[..., 1:]) if self.add is Add.STAT_B else x
+        return add(x, -self.stat_a if self.add is Add.NEG_STAT_A else self.addend)
 
-    def _reduction(self, y: Floats) -> tuple[Any, Any]:
+    def _reduction(self, machine: Machine, y: Floats) -> tuple[Any, Any]:
         """Return fields a and b of the statistics entries, (m, h, 1) or (m, 1, 1)."""
         axis = (1, 2) if self.outer else (2,)
         if self.reduce is Reduce.MAX:
@@ -259,6 +264,7 @@ class VectorStep:
         if self.reduce is Reduce.ARGMAX:
             before = (self.entry[..., :1], field_bits(self.entry[..., 1:])) if self.merge else None
             most, index = argmax_reduction(y, self.first_index, self.valid, axis, before)
+            machine.buffers.indexed = True
             return most, boxed(index)
         if self.reduce is Reduce.ABSMAX:
             return absmax_reduction(y, axis), 0.0
@@ -266,24 +272,19 @@ class VectorStep:
             return qscale_reduction(y, self.const1, scale16=self.scale16, axis=axis)
         if self.reduce is Reduce.EXPSUM:
             return expsum_reduction(y, axis), 0.0
-        self._check_largest(y)
-        largest = self.entry[..., :1]
-        if self.reduce is Reduce.SUM:
-            return sum_reduction(y, largest, self.const1, axis), 0.0
-        if self.reduce is Reduce.VAR:
-            return var_reduction(y, largest, self.const1, self.const2)
-        return sumsq_reduction(y, largest, self.const1, self.const2, axis), 0.0
+        return self._aligned_reduction(y)
 
-    def _check_largest(self, y: Floats) -> None:
-        """Fault if an element's exponent is above that of what should be the row's absolute maximum."""
-        above = formats.exponent(y) > formats.exponent(self.entry[..., :1])
-        if above.any():
-            m, h, i = (int(at) for at in np.unravel_index(above.argmax(), above.shape))
-            largest = self.entry[m, 0 if self.outer else h, 0]
-            raise Fault(
-                f"{self.reduce.name}: element {i} of row ({m}, {h}) is {y[m, h, i]}, beyond the exponent of "
-                f"what should be the row's absolute maximum, {largest}"
-            )
+    def _aligned_reduction(self, y: Floats) -> tuple[Any, Any]:
+        largest = self.entry[..., :1]
+        axis = (1, 2) if self.outer else (2,)
+        try:
+            if self.reduce is Reduce.SUM:
+                return sum_reduction(y, largest, self.const1, axis), 0.0
+            if self.reduce is Reduce.VAR:
+                return var_reduction(y, largest, self.const1, self.const2)
+            return sumsq_reduction(y, largest, self.const1, self.const2, axis), 0.0
+        except BeyondLargest as e:
+            raise Fault(f"{self.reduce.name}: {e}") from e
 
     def _deliver(self, machine: Machine, y: Floats) -> None:
         """Put x5 where it goes."""
@@ -310,7 +311,7 @@ class VectorStep:
     def _push(self, machine: Machine, values: NDArray[Any]) -> None:
         """Append rows to the store stream, each filled up to whole words."""
         width = -(-self.n // self.lanes) * self.lanes
-        words = np.array(_padded(values, width)).reshape(-1, self.lanes)
+        words = _padded(values, width).reshape(-1, self.lanes)
         machine.store.chunks.append(StoreRows(words, int(_ELEMENTS[self.dest]), machine.index))
 
 
