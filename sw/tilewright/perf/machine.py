@@ -6,20 +6,23 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tilewright.perf.bursts import NEVER
 from tilewright.perf.matrix import Matrix
 from tilewright.perf.program import Step
-from tilewright.perf.reads import NEVER, Reads
+from tilewright.perf.reads import Reads
 from tilewright.perf.timing import (
     EPOCH,
     FIFO_LATENCY,
     PREFETCH,
     entry_delay,
     result_delay,
+    row_pause,
+    row_words,
     stores,
-    words_of,
+    word_cycles,
 )
-from tilewright.perf.writes import Writes
-from tilewright_hw.arch import AcceleratorConfig
+from tilewright.perf.writes import Words, Writes
+from tilewright_hw.arch import AcceleratorConfig, InputError
 from tilewright_hw.arch.isa import BYTES, UNIT_OF, Op, Unit
 from tilewright_hw.arch.memory_model import MemoryModel
 
@@ -148,7 +151,10 @@ class Machine:
         self._push_count = dict.fromkeys(Unit, 0)
 
     def run(self) -> int:
-        """Run; return the cycles from start to done."""
+        """Run; return the cycles from start to done.
+
+        InputError if the program stops before its end: it takes from a FIFO what never comes, or waits for itself.
+        """
         self._post_ask(1)
         self._take()
         heap = self._heap
@@ -163,10 +169,21 @@ class Machine:
                     self._offer(who)
             else:
                 break
-        assert self._end_from != NEVER, "the model came to a stop"
+        if self._end_from == NEVER or any(len(queue.done) < len(queue.events) for queue in self.queues.values()):
+            raise InputError(self._stuck())
         last = max([queue.done[-1] + 1 for queue in self.queues.values() if queue.done], default=0)
         self.cycles = max(self._end_from, last, self._idle())
         return self.cycles
+
+    def _stuck(self) -> str:
+        """Return what keeps a program from coming to its end."""
+        waiting = [
+            f"{unit.name} in instruction {queue.events[len(queue.done)].index}"
+            for unit, queue in self.queues.items()
+            if len(queue.done) < len(queue.events)
+        ]
+        at = f"the sequencer is at instruction {self._at} of {len(self.steps)}"
+        return f"the program must come to its end: {', '.join([*waiting, at])}, and nothing moves"
 
     def _post(self, cycle: int, action: Callable[[int], None]) -> None:
         self._number += 1
@@ -179,7 +196,8 @@ class Machine:
         if cycle != self._ask_at:
             return  # an earlier one took its place
         self._ask_at = NEVER
-        if cycle > self._ended or (self._table_blocked and cycle >= self._table_from):
+        begun = self._asked * self.request % self.beats  # an instruction that was begun comes whole
+        if (cycle > self._ended and not begun) or (self._table_blocked and cycle >= self._table_from):
             return
         when = self._may_ask(cycle)
         if when == NEVER:
@@ -226,11 +244,15 @@ class Machine:
     def _next_request(self, cycle: int) -> None:
         """Make another request as soon as the fetch register is free, which is in this cycle."""
         if self._table_left:
-            self._table_left -= 1
-            cycle = max(cycle, self._table_from + 1)
-            self._post(cycle, lambda now: self._request(now, table=True))
-        else:
+            self._post(max(cycle, self._table_from + 1), self._ask_table)
+        if not self._table_left or cycle < self._table_from:
             self._post_ask(cycle)
+
+    def _ask_table(self, cycle: int) -> None:
+        """Ask for a table's next beats, unless the fetch register holds a request (then it is tried after that)."""
+        if self._table_left and not self._waiting and self._last_ask < cycle:
+            self._table_left -= 1
+            self._request(cycle, table=True)
 
     def _fetched(self, issue: int, first: int, last: int) -> None:
         """Note the beats of a request that went in cycle `issue`."""
@@ -261,7 +283,7 @@ class Machine:
     def _idle(self) -> int:
         """Return the cycle in which nothing is requested or held: END drops what was read ahead."""
         left = len(self._written) - len(self._beats_taken)
-        return max(self._written[-1] + FIFO_LATENCY + 1, self._end_from + left + 1)
+        return max(self._written[-1] + FIFO_LATENCY + 1, self._end_from + left)
 
     # Sequencer
 
@@ -420,11 +442,12 @@ class Machine:
             self._free[Unit.VECTOR] = issue + delay
             self._completed(Unit.VECTOR, issue + delay + 1)
 
-        words = words_of(self.config, fields)
+        words, rows = row_words(self.config, fields), fields["m"] * fields["h"]
+        step, pause = word_cycles(fields), row_pause(fields)
         if stores(fields):
-            self.writes.words(cycle + 1, words, result_delay(fields), finished)
+            self.writes.words(cycle + 1, Words(rows, words, step, pause, result_delay(fields)), finished)
         else:
-            finished(cycle + words, 0)
+            finished(cycle + 1 + (rows * words - 1) * step + (rows - 1) * pause, 0)
 
     def _walker_free(self, cycle: int) -> None:
         self._free[Unit.MATRIX] = cycle

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tilewright.perf.timing import Fields, matmul_done
+from tilewright.perf.timing import STREAM_FREE, Fields, matmul_done, weight_free
 from tilewright_hw.arch import AcceleratorConfig
 
 
@@ -35,21 +35,28 @@ class Matrix:
     ) -> None:
         self.span = config.rows // config.ingest
         self.latency = matmul_done(config)
+        self._acc_rows = config.acc_rows
         self._walker_free, self._done = walker_free, done
         self.available: tuple[list[int], list[int]] = ([], [])
         self.pops: tuple[list[int], list[int]] = ([], [])
+        self._free_after = (weight_free(config), STREAM_FREE)
         self.rows = self.wait_tile = 0
-        self._left = 0
+        self._fields: Fields = {}
+        self._left = self._index = 0  # tiles of the command to be started, and the next one's place in it
         self._command_rows = 0
         self._fifo = 0
         self._offered = 0
         self._start = self._taken = self._last_row = -(1 << 30)
+        # The accumulator behind the last row, that of the first row of the running sum, and their bank.
+        self._next_acc = self._sum_acc = 0
+        self._bank = -1
 
     def take(self, cycle: int, fields: Fields) -> None:
         """Take a MATMUL; only when the walker is free."""
         assert self._left == 0
-        self._left = fields["k"] * fields["n"] * fields["groups"]
-        self._command_rows = fields["rows_outer"] * fields["rows_inner"]
+        self._fields = fields
+        self._left, self._index = fields["k"] * fields["n"] * fields["groups"], 0
+        self._command_rows = fields["rows_outer"] * fields["rows_inner"] * (1 + fields["pair"])
         self._fifo = fields["stream"]
         self._offered = cycle + 1
         self.advance()
@@ -59,6 +66,7 @@ class Matrix:
         if not self._left:
             return
         available, pops = self.available[self._fifo], self.pops[self._fifo]
+        free_after = self._free_after[self._fifo]
         rows, span, offered, left = self._command_rows, self.span, self._offered, self._left
         start, taken, last_row = self._start, self._taken, self._last_row
         count = min(left, len(available) - len(pops))
@@ -67,8 +75,11 @@ class Matrix:
             start = max(able, available[index])
             if start > able:
                 self.wait_tile += max(0, start - max(able, last_row + 1))
-            pops.append(start + 1)
+            pops.append(start + free_after)
             taken = max(start + 1, last_row)  # the issuer takes it while the tile before issues its last row
+            if taken < last_row + 3:
+                taken = self._hold(taken, last_row)
+            self._count_accumulators()
             last_row = taken + rows
             offered = start + 1
         self._start, self._taken, self._last_row = start, taken, last_row
@@ -77,3 +88,36 @@ class Matrix:
         if not self._left:
             self._walker_free(start + 1)
             self._done(last_row + self.latency)
+
+    def _place(self) -> tuple[bool, bool, int]:
+        """Return of the next tile: whether it begins a sum, adds to what is there, and its first accumulator."""
+        fresh, first = self._index % self._fields["k"] == 0, self._index == 0
+        adds = not fresh or bool(self._fields["accumulate"])
+        if first:
+            return fresh, adds, self._fields["acc"]
+        return fresh, adds, self._next_acc if fresh else self._sum_acc
+
+    def _hold(self, taken: int, last_row: int) -> int:
+        """Return when the issuer takes the next tile, which adds to what the last two rows may not have stored yet.
+
+        `taken` is when it could, a cycle or less than three after the last row.
+        """
+        fresh, adds, start = self._place()
+        if not adds or (fresh and self._index) or self._fields["bank"] != self._bank:
+            return taken
+        # The register of accumulators stands at the last row in its cycle, and one further from then on.
+        while taken < last_row + 2:
+            at = self._next_acc - (taken == last_row)
+            if (at - start) % self._acc_rows > 1:
+                break
+            taken += 1
+        return taken
+
+    def _count_accumulators(self) -> None:
+        """Note which accumulators the rows of the next tile go to."""
+        fresh, _, start = self._place()
+        if fresh:
+            self._sum_acc = start
+        self._next_acc = start + self._command_rows
+        self._bank = self._fields["bank"]
+        self._index += 1

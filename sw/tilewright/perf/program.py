@@ -68,6 +68,11 @@ def _decode(data: bytes, registers: list[int]) -> Step:
 def _fields(op: Op, words: tuple[int, ...]) -> dict[str, int]:
     fields = {f.name: words[f.word] >> f.lsb & f.mask for f in FIELDS[op]}
     for f in FIELDS[op]:
-        if fields[f.name] < f.low:
-            raise InputError(f"{op.name}.{f.name} must be at least {f.low}, not {fields[f.name]}")
+        value = fields[f.name]
+        if value < f.low:
+            raise InputError(f"{op.name}.{f.name} must be at least {f.low}, not {value}")
+        if f.enum is not None and value not in f.enum._value2member_map_:
+            raise InputError(f"{op.name}.{f.name} has no value {value}")
+    if op == Op.LDREGS and fields["count"] > REG_COUNT:
+        raise InputError(f"{op.name}.count must be at most {REG_COUNT}, not {fields['count']}")
     return fields

@@ -4,96 +4,29 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import ceil
 
+from tilewright.perf.arrivals import Arrival, InFlight, Tiles
+from tilewright.perf.bursts import NEVER, Burst, Bursts, Room
+from tilewright.perf.expand import Expander
 from tilewright.perf.matrix import Matrix
+from tilewright.perf.sink import Sink
 from tilewright.perf.timing import (
-    FIFO_LATENCY,
-    LOAD_COMMANDS,
+    EXPANSION,
     LOADS_BEFORE_WEIGHT,
-    RUN_LATENCY,
-    SPLIT_LATENCY,
+    WEIGHT_DONE,
     Fields,
+    is_int4,
     largest_burst,
-    load_beat,
     load_room,
+    stream_room,
     weight_beat,
+    weight_room,
     weight_window,
 )
 from tilewright_hw.arch import AcceleratorConfig
 from tilewright_hw.arch.isa import LoadDest, Unit
 from tilewright_hw.arch.memory_model import MemoryModel
-
-NEVER = 1 << 60
-Taken = tuple[int, int, int, float]
-"""A burst: number of its first beat and of the one past it, cycle in which the first was taken, cycles between."""
-
-
-@dataclass
-class Burst:
-    """A burst that is offered from cycle `offered` on."""
-
-    offered: int
-    beats: int
-    end: bool
-
-
-class Bursts:
-    """Strided commands as bursts: a run generator, and behind it a splitter that holds one run.
-
-    Parameters
-    ----------
-    bus_bytes, beats : int
-        Bytes of a beat, beats of the longest burst.
-    """
-
-    def __init__(self, bus_bytes: int, beats: int) -> None:
-        self.bus_bytes = bus_bytes
-        self.block = beats * bus_bytes
-        self.head: Burst | None = None
-        self.free = 0
-        """First cycle in which another command may be taken; NEVER while that is not known."""
-        self._runs = 0
-        self._run_offered = 0
-        self._last_run = False
-        self._at = self._left = self._start = 0
-        self._fields: Fields = {}
-
-    def take(self, cycle: int, start: int, fields: Fields) -> None:
-        """Take a command whose first run begins at byte address `start`."""
-        self._fields, self._start, self._runs = fields, start, fields["count"]
-        self._run_offered = cycle + RUN_LATENCY
-        self.free = NEVER
-        if self.head is None:
-            self._next_run(self._run_offered)
-
-    def _next_run(self, cycle: int) -> None:
-        """Give the splitter the run that is offered, in a cycle in which it is free."""
-        self._at, self._left = self._start, self._fields["bytes"]
-        self._start += self._fields["stride"]
-        self._runs -= 1
-        self._run_offered = cycle + 1
-        self._last_run = self._runs == 0
-        if self._last_run:
-            self.free = cycle
-        self._cut(cycle + SPLIT_LATENCY)
-
-    def _cut(self, cycle: int) -> None:
-        last = min(self._at // self.block * self.block + self.block, self._at + self._left)
-        beats = -(-last // self.bus_bytes) - self._at // self.bus_bytes
-        self._left -= last - self._at
-        self._at = last
-        self.head = Burst(cycle, beats, self._last_run and not self._left)
-
-    def issued(self, cycle: int) -> None:
-        """Go on to the next burst: the one at the head went in this cycle."""
-        if self._left:
-            self._cut(cycle + SPLIT_LATENCY)
-        elif self._runs:
-            self._next_run(max(cycle, self._run_offered))
-        else:
-            self.head = None
 
 
 class Reads:
@@ -122,14 +55,29 @@ class Reads:
         fetched: Callable[[int, int, int], None],
     ) -> None:
         self.config, self.matrix, self._done, self._fetched = config, matrix, done, fetched
-        self.tile_beats = config.tile_bytes // config.bus_bytes
-        self.weight_room = config.weight_fifo_bytes // config.tile_bytes * self.tile_beats
-        self.stream_room = config.stream_fifo_bytes // config.tile_bytes * self.tile_beats
-        self.load_room = load_room(config)
-        self.window = weight_window(config)
-        self.weights = Bursts(config.bus_bytes, largest_burst(config.burst_beats, self.weight_room))
-        self.loads = Bursts(config.bus_bytes, largest_burst(config.burst_beats, min(self.stream_room, self.load_room)))
-        self._weight_service = weight_beat(config)
+        room = weight_room(config)
+        self.weights = Bursts(config.bus_bytes, largest_burst(config.burst_beats, room // EXPANSION))
+        self.loads = Bursts(
+            config.bus_bytes, largest_burst(config.burst_beats, min(stream_room(config), load_room(config)))
+        )
+        self._expander = Expander(config, matrix.available[0])
+        self._tiles = Tiles(config.tile_bytes // config.bus_bytes, matrix.available[0])
+        self._weight_service, self._weight_late = weight_beat(config)
+        self.sink = Sink(config, matrix.available[1])
+        # Room and windows
+        tile_beats = config.tile_bytes // config.bus_bytes
+        self._transposed_beats = config.transposed_tile_bytes // config.bus_bytes
+        self._stream_kinds: list[int] = []  # beats that the tiles of the stream FIFO give back
+        pops, popped = matrix.pops, self._stream_kinds
+        surplus = self._expander.surplus
+        self._weight_room = Room(
+            room,
+            lambda i: (pops[0][i], tile_beats) if i < len(pops[0]) else None,
+            lambda i: surplus[i] if i < len(surplus) else None,
+        )
+        self._stream_room = Room(stream_room(config), lambda i: (pops[1][i], popped[i]) if i < len(pops[1]) else None)
+        self._window = InFlight(weight_window(config))
+        self._load_fifo = InFlight(load_room(config))
         # Fetch requests: offered to the arbiter, and one behind that.
         self.fetch_offered = NEVER
         self.fetch_beats = 0
@@ -142,49 +90,30 @@ class Reads:
         self._last_issue = -1
         self._streak, self._load_went = 0, -1
         self._weight_not_before = 0
-        # Beats asked for, and when those that came were taken
-        self._weight_asked = self._load_asked = self._stream_asked = 0
-        self._weight_taken: deque[Taken] = deque()
-        self._load_taken: deque[Taken] = deque()
-        self._weight_in_tile = self._stream_in_tile = 0
-        self._eligible: list[int | None] = [None, None]
-        # Data side of LOADs
-        self._commands: deque[Fields] = deque()  # those whose data has not all been asked for
-        self._load_tags: deque[bool] = deque()
-        self._sink_ready = self._sink_last = 0
-        self._finished: list[int] = []
-        self._taken_loads = 0
         self.beats = self.busy = 0
         self._busy_until = 0
 
     def load_free(self) -> int:
-        """Return the first cycle in which a LOAD may be taken."""
-        index = self._taken_loads - (LOAD_COMMANDS + 1)
-        if index < 0:
-            return self.loads.free
-        if index >= len(self._finished):
-            return NEVER
-        return max(self.loads.free, self._finished[index] + 1)
+        """Return the first cycle in which a LOAD may be taken; NEVER if that is not known."""
+        return max(self.loads.free, self.sink.free())
 
     def take_weight(self, cycle: int, start: int, fields: Fields) -> None:
         """Take a WEIGHT that begins at byte address `start`."""
         self.weights.take(cycle, start, fields)
-        self._eligible[0] = None
 
     def take_load(self, cycle: int, start: int, fields: Fields) -> None:
         """Take a LOAD that begins at byte address `start`."""
-        self._taken_loads += 1
-        self._commands.append(fields)
-        self._load_tags.append(fields["dest"] == LoadDest.STREAM)
+        self.sink.take(cycle)
+        if fields["dest"] == LoadDest.STREAM:
+            transposed = bool(fields["transpose"])
+            beats = self._transposed_beats if transposed else self.config.tile_bytes // self.config.bus_bytes
+            tiles = fields["count"] * fields["bytes"] // self.config.bus_bytes // beats
+            self._stream_kinds += [beats] * tiles
         self.loads.take(cycle, start, fields)
-        self._eligible[1] = None
 
     def next_issue(self) -> int:
         """Return the cycle of the next burst as far as is known now."""
-        soonest = self.fetch_offered
-        for source in (0, 1):
-            if (cycle := self._when(source)) < soonest:
-                soonest = cycle
+        soonest = min(self.fetch_offered, self._weight_when(), self._load_when())
         return soonest if soonest == NEVER else max(soonest, self._open())
 
     def _open(self) -> int:
@@ -194,40 +123,36 @@ class Reads:
             cycle = max(cycle, self._ends[0] + 1)
         return cycle
 
-    def _when(self, source: int) -> int:
-        known = self._eligible[source]
-        if known is None or known == NEVER:
-            known = self._load_when() if source else self._weight_when()
-            self._eligible[source] = known
-        return max(known, self._weight_not_before) if source == 0 else known
-
     def _weight_when(self) -> int:
         head = self.weights.head
         if head is None:
             return NEVER
-        wanted = self._weight_asked + head.beats
-        room = _tiles_back(wanted - self.weight_room, self.tile_beats, self.matrix.pops[0])
-        came = _beats_back(wanted - self.window, self._weight_taken)
-        return min(max(head.offered, room, came) + 1, NEVER)
+        room, came = self._weight_room.when(self._reserved(head)), self._window.when(head.beats)
+        return min(max(max(head.offered, room, came) + 1, self._weight_not_before), NEVER)
+
+    @staticmethod
+    def _reserved(head: Burst) -> int:
+        """Return the room that a burst of weights takes: for int4 the most that it may become."""
+        return EXPANSION * head.beats if is_int4(head.fields) else head.beats
 
     def _load_when(self) -> int:
         head = self.loads.head
         if head is None:
             return NEVER
-        room = _beats_back(self._load_asked + head.beats - self.load_room, self._load_taken)
-        if self._load_tags[0]:
-            wanted = self._stream_asked + head.beats
-            room = max(room, _tiles_back(wanted - self.stream_room, self.tile_beats, self.matrix.pops[1]))
+        room = self._load_fifo.when(head.beats)
+        if head.fields["dest"] == LoadDest.STREAM:
+            room = max(room, self._stream_room.when(head.beats))
         return min(max(head.offered, room) + 1, NEVER)
 
     def issue(self, cycle: int) -> Unit | None:
         """Choose in this cycle, which `next_issue` gave; return which unit's burst went, if any."""
-        weight, load = self._when(0) <= cycle, self._when(1) <= cycle
         if self.fetch_offered <= cycle:
-            taken, step = self._send(cycle, self.fetch_beats, 1)
+            first = self._send(cycle, self.fetch_beats, 1)
             self.fetch_offered = NEVER
-            self._fetched(cycle, taken, ceil(taken + (self.fetch_beats - 1) * step))
+            self._fetched(cycle, first, ceil(first + (self.fetch_beats - 1) * self._period))
+            self._last_beat(ceil(first + (self.fetch_beats - 1) * self._period))
             return None
+        weight, load = self._weight_when() <= cycle, self._load_when() <= cycle
         if load and not (weight and self._streak == LOADS_BEFORE_WEIGHT):
             if weight:
                 self._streak += 1
@@ -248,92 +173,57 @@ class Reads:
         self._send_weight(cycle)
         return Unit.WEIGHT
 
-    def _send(self, cycle: int, beats: int, service: int) -> tuple[int, float]:
-        """Ask for a burst; return the cycle in which its first beat is taken, and the cycles between beats."""
+    def _send(self, cycle: int, beats: int, service: int) -> int:
+        """Ask for a burst; return the cycle in which its first beat is offered behind the data channel's register."""
         first = max(cycle + 1 + self._latency, self._next_beat)
-        step = max(service, self._period)
-        self._next_beat = first + beats * step
-        taken = ceil(first) + service
-        last = ceil(first + (beats - 1) * step) + service
+        self._next_beat = first + beats * max(service, self._period)
         self._last_issue = cycle
-        self._ends.append(last)
         self.beats += beats
-        self.busy += last - max(self._busy_until, cycle)
-        self._busy_until = last
-        return taken, step
+        self.busy -= max(self._busy_until, cycle)
+        return ceil(first) + 1
+
+    def _last_beat(self, taken: int) -> None:
+        """Note when the last beat of the burst that was asked for is taken."""
+        self._ends.append(taken)
+        self._busy_until = taken
+        self.busy += taken
 
     def _send_weight(self, cycle: int) -> None:
         head = self.weights.head
         assert head is not None
-        service, late = self._weight_service
-        taken, step = self._send(cycle, head.beats, service)
-        self._weight_taken.append((self._weight_asked, self._weight_asked + head.beats, taken, step))
-        self._weight_asked += head.beats
-        self._weight_in_tile = _whole_tiles(
-            self._weight_in_tile, head.beats, self.tile_beats, taken + late + 1, step, self.matrix.available[0]
-        )
+        self._weight_room.take(self._reserved(head))
+        if is_int4(head.fields):
+            first = self._send(cycle, head.beats, 1)
+            arrival = self._expander.burst(first, head.beats, self._period, head.fields, run_end=head.run_end)
+            self._next_beat = max(self._next_beat, arrival.last)
+        else:
+            arrival = self._int8(cycle, head)
+        self._last_beat(arrival.last)
+        self._window.add(arrival)
         if head.end:
-            self._done(False, ceil(taken + (head.beats - 1) * step) + 1)
+            self._done(False, arrival.last + WEIGHT_DONE)
         self.weights.issued(cycle)
-        self._eligible[0] = None
         self.matrix.advance()
+
+    def _int8(self, cycle: int, head: Burst) -> Arrival:
+        service, late = self._weight_service, self._weight_late
+        first = self._send(cycle, head.beats, service)
+        if not late and self._expander.last_rows >= first:  # rows of int4 go first
+            self._next_beat += self._expander.last_rows + 1 - first
+            first = self._expander.last_rows + 1
+        arrival = Arrival(first + service - 1, head.beats, max(service, self._period))
+        self._tiles.pieces(arrival, late + 1)
+        return arrival
 
     def _send_load(self, cycle: int) -> None:
-        head, fields = self.loads.head, self._commands[0]
+        head = self.loads.head
         assert head is not None
-        service, late = load_beat(self.config, fields)
-        taken, step = self._send(cycle, head.beats, 1)
-        step = max(step, service)
-        # Through the load FIFO into the converter.
-        first = max(taken + FIFO_LATENCY, self._sink_last + 1, self._sink_ready) + service - 1
-        last = ceil(first + (head.beats - 1) * step)
-        self._load_taken.append((self._load_asked, self._load_asked + head.beats, first, step))
-        self._load_asked += head.beats
-        self._sink_last = last
-        if fields["dest"] == LoadDest.STREAM:
-            self._stream_asked += head.beats
-            self._stream_in_tile = _whole_tiles(
-                self._stream_in_tile, head.beats, self.tile_beats, first + late + 1, step, self.matrix.available[1]
-            )
+        first = self._send(cycle, head.beats, 1)
+        if head.fields["dest"] == LoadDest.STREAM:
+            self._stream_room.take(head.beats)
+        self._last_beat(ceil(first + (head.beats - 1) * self._period))
+        self._load_fifo.add(self.sink.burst(first, head.beats, self._period, head.fields, end=head.end))
         if head.end:
-            finished = last + late
-            self._finished.append(finished)
-            self._sink_ready = finished + 1
-            self._commands.popleft()
-            self._load_tags.popleft()
-            self._done(True, finished + 1)
+            self._done(True, self.sink.finished[-1] + 1)
         self.loads.issued(cycle)
-        self._eligible[1] = None
         self.matrix.advance()
-
-
-def _tiles_back(missing: int, tile_beats: int, pops: list[int]) -> int:
-    """Return the cycle from which the room of so many beats has been given back; 0 if none is missing."""
-    if missing <= 0:
-        return 0
-    count = -(-missing // tile_beats)
-    return pops[count - 1] + 1 if count <= len(pops) else NEVER
-
-
-def _beats_back(missing: int, taken: deque[Taken]) -> int:
-    """Return the cycle from which so many beats have been taken; 0 if none need be. Forgets bursts before them."""
-    if missing <= 0:
-        return 0
-    while len(taken) > 1 and taken[0][1] < missing:
-        taken.popleft()
-    begin, past, first, step = taken[0]
-    if past < missing:
-        return NEVER
-    return ceil(first + (missing - 1 - begin) * step) + 1
-
-
-def _whole_tiles(partial: int, beats: int, tile_beats: int, first: int, step: float, available: list[int]) -> int:
-    """Note the tiles that a burst completes, whose first beat makes a tile available in `first`; return what is left.
-
-    `partial` is the number of beats of a tile that came before the burst.
-    """
-    beat = tile_beats - partial - 1
-    while beat < beats:
-        available.append(ceil(first + beat * step))
-        beat += tile_beats
-    return (partial + beats) % tile_beats

@@ -20,15 +20,37 @@ from tilewright_hw.arch import AcceleratorConfig
 from tilewright_hw.arch.memory_model import MemoryModel
 
 
-@dataclass
-class _Words:
-    """The words of one VECTOR: how many are left, the latest issue, the way to the FIFO, and cycles without room."""
+@dataclass(frozen=True)
+class Words:
+    """The words that a VECTOR stores.
 
-    left: int
-    issued: int
+    Parameters
+    ----------
+    rows, words : int
+        Rows, and words of each.
+    step, pause : int
+        Cycles from word to word, and those more from row to row.
+    delay : int
+        From a word's issue to the FIFO.
+    """
+
+    rows: int
+    words: int
+    step: int
+    pause: int
     delay: int
-    waited: int
+
+
+@dataclass
+class _Vector:
+    """The words of one VECTOR on their way: how many are issued, when the next may be, and cycles without room."""
+
+    words: Words
+    next: int
     finished: Callable[[int, int], None]
+    last: int
+    issued: int = 0
+    waited: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,7 +111,7 @@ class Writes:
         self._latency = memory.latency + (0 if memory.stall == 0 else round(memory.stall / (1 - memory.stall)))
         self.beats = 0
         # Words: cycles in which each left the vector unit's FIFO, and in which the packer took it.
-        self._vectors: deque[_Words] = deque()
+        self._vectors: deque[_Vector] = deque()
         self._moved: list[int] = []
         self._taken: list[int] = []
         # Commands, their runs, and the cycles in which each run was walked and taken by the packer.
@@ -102,12 +124,12 @@ class Writes:
         self._answers: list[int] = []
         self._address_side, self._data_side = self._addresses(), self._data()
 
-    def words(self, cycle: int, count: int, delay: int, finished: Callable[[int, int], None]) -> None:
+    def words(self, cycle: int, words: Words, finished: Callable[[int, int], None]) -> None:
         """Begin a VECTOR whose first word may be issued in `cycle`.
 
         `finished` is called with the cycle in which its last word is issued, and the cycles that it waited for room.
         """
-        self._vectors.append(_Words(count, cycle - 1, delay, 0, finished))
+        self._vectors.append(_Vector(words, cycle, finished, cycle - 1))
         self._advance()
 
     def take(self, cycle: int, start: int, fields: Fields) -> None:
@@ -125,16 +147,17 @@ class Writes:
         moved, taken = self._moved, self._taken
         while self._vectors:
             vector = self._vectors[0]
-            while vector.left:
+            words = vector.words
+            total = words.rows * words.words
+            while vector.issued < total:
                 index = len(moved)
                 behind = index - (STORE_FIFO - 1)  # must have come to the second FIFO's output
                 if behind > len(taken):
                     return
-                issue = vector.issued + 1
+                issue = vector.next
                 if index >= STORE_DEPTH and moved[index - STORE_DEPTH] >= issue:
                     issue = moved[index - STORE_DEPTH] + 1
-                    vector.waited += issue - vector.issued - 1
-                move = issue + vector.delay + FIFO_LATENCY
+                move = issue + words.delay + FIFO_LATENCY
                 if index and moved[-1] >= move:
                     move = moved[-1] + 1
                 if behind >= 0:
@@ -143,10 +166,20 @@ class Writes:
                         out = taken[behind - 1]
                     move = max(move, out + 1)
                 moved.append(move)
-                vector.issued = issue
-                vector.left -= 1
+                vector.issued += 1
+                vector.waited += self._without_room(index, vector, issue)
+                vector.next = issue + words.step
+                if vector.issued % words.words == 0:
+                    vector.next += words.pause
+                vector.last = issue
             self._vectors.popleft()
-            vector.finished(vector.issued, vector.waited)
+            vector.finished(vector.last, vector.waited)
+
+    def _without_room(self, index: int, vector: _Vector, issue: int) -> int:
+        """Return the cycles without room since the word before was issued."""
+        if index < STORE_DEPTH:
+            return 0
+        return max(0, min(issue, self._moved[index - STORE_DEPTH] + 1) - vector.last - 1)
 
     def _run_out(self, number: int) -> int:
         """Return the cycle in which a run came to the output of the queue of runs."""
@@ -155,7 +188,7 @@ class Writes:
 
     def _addresses(self) -> Iterator[None]:
         """Walk runs and ask for bursts as far ahead as the queues allow; yield where more must be known."""
-        asked = 0
+        free = went = 0  # the splitter is free; the burst before was asked for
         while True:
             while not self._commands:
                 yield
@@ -165,7 +198,7 @@ class Writes:
                 behind = len(self._runs_taken) - (STORE_RUNS - 1)
                 while behind > len(self._runs_read):
                     yield
-                taken = max(offered, asked)  # the splitter is free when the last burst of the run before goes
+                taken = max(offered, free)
                 if behind >= 0:
                     taken = max(taken, self._run_out(behind) + 1)
                 offered = taken + 1
@@ -173,16 +206,19 @@ class Writes:
                 self._queue.append(run)
                 if run.end:
                     self._free(taken + 1)
-                asked = taken
+                left = taken
                 first, last = run.at // self.block, (run.at + (run.count << run.size) - 1) // self.block
                 for _ in range(first, last + 1):
+                    # A burst leaves the splitter for a place of its own, once the one before has gone from there.
+                    left = max(left, went) + 1
                     limited = len(self._asked) - self.limit
                     while limited >= len(self._answers):
                         yield
-                    asked += 1
+                    went = left
                     if limited >= 0:
-                        asked = max(asked, self._answers[limited] + 1)
-                    self._asked.append(asked)
+                        went = max(went, self._answers[limited] + 1)
+                    self._asked.append(went)
+                free = left
 
     def _data(self) -> Iterator[None]:
         """Move pieces into beats; yield where a run or a word must be known."""
