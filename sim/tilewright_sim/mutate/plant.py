@@ -144,6 +144,7 @@ class _Planter:
         _ir._emit_netlist(self.netlist, self._design)
         self.netlist.check_comb_cycles()
         self.netlist.resolve_all_nets()
+        self._merge_copies()
         self._live = self._reached()
         self._names = self._named_cells()
         self._deciding = self._control()
@@ -166,6 +167,33 @@ class _Planter:
                     made.attribute("top", 1)
                 rtlil.ModuleEmitter(made, netlist, module, names, empty_checker=empty).emit()
         return str(builder)
+
+    def _merge_copies(self) -> None:
+        """Let operators that are the same be one.
+
+        An expression that Python names once and uses twice is two cells. A bug in its line would be in both; in one of
+        them alone it often changes nothing.
+        """
+        nir, netlist = self._nir, self.netlist
+        merged: set[int] = set()
+        while True:
+            first: dict[Any, int] = {}
+            replaced: dict[Net, Net] = {}
+            for index, cell in enumerate(netlist.cells):
+                if not isinstance(cell, nir.Operator) or index in merged:
+                    continue
+                key = (cell.module_idx, cell.operator, tuple(tuple(value) for value in cell.inputs))
+                if (kept := first.setdefault(key, index)) != index:
+                    merged.add(index)
+                    for bit in range(cell.width):
+                        replaced[nir.Net.from_cell(index, bit)] = nir.Net.from_cell(kept, bit)
+            if not replaced:
+                return
+            lookup = _Replaced(nir, replaced)
+            for cell in netlist.cells:
+                cell.resolve_nets(lookup)
+            for signal in netlist.signals:
+                netlist.signals[signal] = lookup.resolve_value(netlist.signals[signal])
 
     # Where bugs can be.
 
