@@ -310,7 +310,9 @@ class _Planter:
 
     def _operator_sites(self, index: int, cell: Any, live: list[int]) -> Iterator[_Site]:
         op, where = cell.operator, cell.src_loc
-        if (op in _SWAPPED and not (op == "-" and len(cell.inputs) == 1)) and not (op in "<<u>>" and cell.width == 1):
+        if (op in _SWAPPED and not (op == "-" and len(cell.inputs) == 1)) and not (
+            op in ("<<", "u>>") and cell.width == 1
+        ):
             yield _Site(index, "operator", f"{op} is {_SWAPPED[op]}", where, _operator(_SWAPPED[op]))
         if op in ("-", "~") and len(cell.inputs) == 1:
             kind = "wrong sign" if op == "-" else "operator"
@@ -321,7 +323,7 @@ class _Planter:
             yield _Site(index, "off by one", f"{op} gives one more", where, _one_more)
         if op in ("==", "!=") and any(self._is_const(value) for value in cell.inputs):
             yield _Site(index, "off by one", f"{op} with a constant that is one more", where, _next_constant)
-        if op[1:] in _STRICT:
+        if op[0] in "us" and op[1:] in _STRICT:
             strict = op[0] + _STRICT[op[1:]]
             yield _Site(index, "off by one", f"{op} is {strict}", where, _operator(strict))
         if op in ("s<", "s>", "s<=", "s>=", "s>>"):
