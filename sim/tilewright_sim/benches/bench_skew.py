@@ -60,8 +60,8 @@ async def test_after_a_reset_nothing_moves(dut: Any) -> None:
     bench = LockstepTestbench(dut, SkewModel(1.0), rng)
     await bench.start()
     await bench.run(30)
-    dut.valid.value = 0
     await bench.reset(1)
+    dut.valid.value = 0
     bench.model = SkewModel(0.0)
     await bench.run_quietly(1)
     before = int(dut.o.value) >> WIDTH

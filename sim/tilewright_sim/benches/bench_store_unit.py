@@ -32,7 +32,7 @@ CONFIG = AcceleratorConfig.from_dict(parameters())
 LANES, BUS = CONFIG.lanes, CONFIG.bus_bytes
 COMMAND = Layout.operands(Op.STORE)
 SIZE = 1 << 15
-BASES = [0, 0x40, 0x1000 - 0x80, 0x2000, 0x3000, 0x4000, 0x5000 - 0x20, SIZE]
+BASES = [0, 0x40, 0x1000 - 0x80, 0x2000, 0x3000, 0x4000, 0x5000 - max(0x20, BUS), SIZE]
 """The last is outside memory."""
 TYPES: dict[Element, Any] = {Element.INT8: np.uint8, Element.BF16: np.uint16, Element.FP32: np.uint32}
 

