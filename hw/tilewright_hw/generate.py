@@ -177,12 +177,36 @@ def to_verilog(config: AcceleratorConfig, block: Component | None = None, *, nam
 _MODULE = re.compile(r"^(?:\(\*.*\*\)\n)*module (\S+)\(", re.M)
 
 
+_START = re.compile(r"\\\$auto\$verilog_backend\.cc:\d+:dump_module\$\d+ ")
+"""Yosys's name of a register with which it starts the processes that have no input."""
+_AUTOMATIC = re.compile(r"\\\$auto\$[\w.]+:\d+:(\w+\$\d+) ")
+"""Its names of what it adds, with a line of its own source."""
+_CLEARED = re.compile(r"^  initial begin\n((?:    (\w+)\[\d+\] = \d+'(?:d0|h0+);\n){16,})  end\n", re.M)
+_WORDS = 64
+
+
+def _clear_by_loops(match: re.Match[str]) -> str:
+    """Write the clearing of a memory as two loops, neither of which is long: some tools limit that."""
+    name, words = match[2], match[1].count("\n")
+    if words % _WORDS or len(set(re.findall(r"= (.*);", match[1]))) != 1:
+        return match[0]
+    value = match[1].split("= ", 1)[1].split(";", 1)[0]
+    outer, inner = f"{name}_block", f"{name}_word"
+    return (
+        f"  initial begin : clear_{name}\n    integer {outer}, {inner};\n"
+        f"    for ({outer} = 0; {outer} < {words}; {outer} = {outer} + {_WORDS})\n"
+        f"      for ({inner} = {outer}; {inner} < {outer} + {_WORDS}; {inner} = {inner} + 1)\n"
+        f"        {name}[{inner}] = {value};\n  end\n"
+    )
+
+
 def _hierarchical(component: Component, name: str) -> str:
     from tilewright_hw.hierarchy import emit
 
     rtlil, notes = emit(component, name)
     comments = {note.name: note.comment() for note in notes}
     text = _NO_BITS.sub("", _yosys(rtlil, _KEEP_HIERARCHY.format(top=name)))
+    text = _CLEARED.sub(_clear_by_loops, _AUTOMATIC.sub(r"\\$\1 ", _START.sub("at_start", text)))
     return _MODULE.sub(lambda match: comments.get(match[1], "") + match[0], text)
 
 

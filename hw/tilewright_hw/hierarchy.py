@@ -76,7 +76,10 @@ def emit(top: Component, name: str) -> tuple[str, list[ModuleNote]]:
 
     emitter = _Emitter(name)
     fragment = Fragment.get(top, None)
-    emitter.add(fragment, top, name)
+    try:
+        emitter.add(fragment, top, name)
+    finally:
+        emitter.restore_names()
     emitter.count(emitter.names[name])
     return "\n".join(reversed(emitter.texts)), list(reversed(emitter.notes))
 
@@ -91,6 +94,7 @@ class _Emitter:
         self.names: dict[str, _Module] = {}
         self._known: dict[tuple[str, str], _Module] = {}
         self._taken: dict[str, int] = {}
+        self._renamed: list[tuple[Any, str]] = []
 
     def add(self, fragment: Any, component: Component, name: str | None = None) -> _Module:
         """Emit a component, unless an equal one was; return its module."""
@@ -105,7 +109,8 @@ class _Emitter:
             self._known[source, text] = module
             self.names[name] = module
             self.notes.append(module.note)
-            self.texts.append(_INNER.sub(_flat_name, text).replace(f"\\{_PLACE}", f"\\{name}"))
+            text = _INNER.sub(_flat_name, text).replace(f"\\{_PLACE}", f"\\{name}")
+            self.texts.append(_MEMORY_PORT.sub(r"\\memory_port__", text))
         return module
 
     def _name(self, source: str) -> str:
@@ -124,12 +129,28 @@ class _Emitter:
                     found += [(f"{name}.{path}", module) for path, module in self._replace_submodules(child)]
                 continue
             module = self.add(child, component)
+            self._rename_ports(component, str(name))
             clocking = {"clk": ClockSignal("sync"), "rst": ResetSignal("sync", allow_reset_less=True)}
             ports: list[tuple[str, str, Any]] = [("i", port, clocking[port]) for port in module.clocking]
             ports += [("i" if is_input else "o", port, value) for port, value, is_input in _ports(component)]
             fragment.subfragments[index] = (Instance(module.name, *ports), name, location)
             found.append((str(name), module))
         return found
+
+    def _rename_ports(self, component: Component, instance: str) -> None:
+        """Call a submodule's ports `matrix__acc_addr` in what contains it, where many may have one of that name."""
+        from amaranth.hdl import Signal
+
+        for port, value, _ in _ports(component):
+            if isinstance(value, Signal):
+                self._renamed.append((value, value.name))
+                value.name = f"{instance}__{port}"
+
+    def restore_names(self) -> None:
+        """Give the signals back the names that they had."""
+        for signal, name in reversed(self._renamed):
+            signal.name = name
+        self._renamed.clear()
 
     def count(self, module: _Module, path: str = "") -> None:
         """Note where modules are used, from the top module on."""
@@ -147,6 +168,10 @@ class _Module:
     clocking: tuple[str, ...]
     note: ModuleNote
     children: list[tuple[str, _Module]]
+
+
+_MEMORY_PORT = re.compile(r"\\\$signature__(?=\w)")
+"""Amaranth's name of a memory's port that has none where it is made."""
 
 
 def _component(fragment: Any) -> Component | None:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 from amaranth import EnableInserter, Module, Signal
-from amaranth.lib import fifo, wiring
+from amaranth.lib import fifo, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from tilewright_hw import SystolicArray
@@ -115,3 +115,40 @@ def test_every_note_of_the_accelerator_is_a_module_and_names_are_plain():
     assert all(re.fullmatch(r"tilewright\w*", name) for name in found)
     assert not re.search(r"port\$\d+", " ".join(found[n.name] for n in notes))
     assert all(n.instances for n in notes[1:])
+    top = text[text.index("module tilewright(") :].split("endmodule")[0]
+    assert ".acc_addr(matrix__acc_addr)" in top  # a wire between instances is called after one of them
+    assert not re.search(r"^  wire .*\\[a-z]\w*\$\d+", top, re.M)
+    assert "$auto$" not in text
+    assert "at_start" in text
+
+
+class Storage(wiring.Component):
+    """Memories that are cleared, and one that is not."""
+
+    i: In(9)
+    o: Out(8).array(3)
+
+    def elaborate(self, platform):
+        m = Module()
+        for index, init in enumerate(([], [0] * 511 + [3], [])):
+            depth = 512 if index < 2 else 20
+            m.submodules[f"words_{index}"] = words = memory.Memory(shape=8, depth=depth, init=init)
+            read, write = words.read_port(), words.write_port()
+            m.d.comb += [read.addr.eq(self.i), self.o[index].eq(read.data)]
+            m.d.comb += [write.addr.eq(self.i), write.data.eq(self.i), write.en.eq(self.i[8])]
+        return m
+
+
+def test_a_memory_is_cleared_by_loops_that_are_short():
+    text = export_block(Storage(), "top")
+    assert len(re.findall(r"^    for \(words_0_block = 0; words_0_block < 512; ", text, re.M)) == 1
+    assert "words_0[7] = " not in text
+    assert "words_1[511] = 8'h03;" in text
+    assert "words_2[7] = 8'h00;" in text  # no multiple of the inner loop
+
+
+def test_signals_keep_their_names():
+    chain = Chain()
+    before = emit(chain, "chain")[0]
+    assert chain.i.name == "i"
+    assert emit(chain, "chain")[0] == before
