@@ -59,9 +59,10 @@ coverage:  ## which lines of the gateware run, and which signals toggle, in whol
 	@TILEWRIGHT_COVERAGE=build/coverage $(BIN)/python -m pytest $(COVERED) $(PYTEST_ARGS)
 	@$(BIN)/python -m tilewright_sim.coverage build/coverage
 
-bench:  ## measure speed and utilisation (BENCH_ARGS=... adds arguments)
+bench:  ## measure speed, utilisation and quality (BENCH_ARGS=... adds arguments)
 	$(call setup,--extras rtl)
 	@$(BIN)/python -m tilewright.bench $(BENCH_ARGS)
+	$(if $(BENCH_ARGS),,@$(BIN)/python -m tilewright.bench quality)
 
 verilog:  ## write the Verilog to build/verilog (CONFIG=tiny, edge, default, large or a .toml)
 	$(call setup,--extras rtl)

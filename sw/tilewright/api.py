@@ -10,6 +10,7 @@ from typing import Unpack
 
 import numpy as np
 
+from tilewright.calibration import check_quantiser, quantiser_for
 from tilewright.compiled import is_compiled
 from tilewright.compiled import load as load_compiled
 from tilewright.compiler.batch import MAX_BATCH
@@ -22,6 +23,7 @@ from tilewright.embedding import Recipe, read_recipe
 from tilewright.formats import DEFAULT, Formats
 from tilewright.importers import load_checkpoint
 from tilewright.model import Checkpoint, Floats, ModelSpec, with_context
+from tilewright.quantisers import DEFAULT_QUANTISER, Quantiser
 from tilewright.request import Options, Request, check_request, read_defaults
 from tilewright.roofline import Work, model_operations, roofline, total
 from tilewright.runtime import Engine
@@ -109,6 +111,8 @@ class Model:
         Number formats of weights, activations and cache.
     batch : int
         Most prompts that are continued at the same time.
+    quantiser : Quantiser, optional
+        Makes the weights (default: `quantisers.Plain`).
     """
 
     def __init__(
@@ -122,16 +126,19 @@ class Model:
         progress: Callable[[int, int], None] | None = None,
         formats: Formats = DEFAULT,
         batch: int = MAX_BATCH,
+        quantiser: Quantiser | None = None,
     ) -> None:
         self.name, self.spec, self.tokenizer, self.formats = checkpoint.name, checkpoint.spec, tokenizer, formats
         self.batch = check_batch(batch)
         self.recipe, self._vectors_equal = recipe_of(checkpoint), True
         self.defaults = read_defaults(checkpoint.files)
         self._checkpoint = checkpoint
-        self.engine = Engine(checkpoint, device, tiling, progress, formats=formats)
+        self.engine = Engine(checkpoint, device, tiling, progress, formats=formats, quantiser=quantiser)
         self.golden: Engine | None = None
         if check:
-            self.golden = Engine(checkpoint, open_device("golden", device.config), tiling, formats=formats)
+            self.golden = Engine(
+                checkpoint, open_device("golden", device.config), tiling, formats=formats, quantiser=quantiser
+            )
 
     @property
     def device(self) -> Device:
@@ -496,7 +503,8 @@ def load(
     path: str | Path | None = None, *, device: Device | str = "golden", config: str | None = None,
     weights: str | None = None, activations: int | None = None, overrides: Mapping[str, str] | None = None,
     context: int | None = None, batch: int = MAX_BATCH, tokenizer: str | Path | None = None, check: bool = False,
-    tiling: Tiling | None = None, progress: Callable[[int, int], None] | None = None,
+    quantiser: str = DEFAULT_QUANTISER, calibration: str | Path | None = None, tiling: Tiling | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Model:  # fmt: skip
     """Load a model onto a device.
 
@@ -519,6 +527,11 @@ def load(
         Most positions of prompt and text together, fewer than the model's own: a shorter cache, and smaller tables.
     batch : int
         Most prompts that `generate` continues at the same time; results do not depend on it.
+    quantiser : {"round", "search", "compensate"}
+        How weights are quantised: by rounding; int4 with a search over its scales; or with each weight's error made up
+        for by others, as the inputs of a few texts go together.
+    calibration : path, optional
+        A file with these texts; else some tales that come with the package.
     tokenizer : path
         Instead of the one that comes with the model.
     check : bool
@@ -532,6 +545,7 @@ def load(
         The device cannot be opened.
     """
     check_batch(batch)
+    check_quantiser(quantiser, calibration)
     given = None
     if weights is not None or activations is not None or overrides:
         given = Formats(
@@ -541,8 +555,12 @@ def load(
     wanted = device.config if not isinstance(device, str) else AcceleratorConfig.resolve(config) if config else None
     target, formats = settle(checkpoint, wanted, given)
     check_fits(checkpoint.spec, target, tiling, formats)
+    makes_weights = quantiser_for(quantiser, checkpoint, found, calibration)
     opened = open_device(device, target) if isinstance(device, str) else device
-    return Model(checkpoint, found, opened, check=check, tiling=tiling, progress=progress, formats=formats, batch=batch)
+    return Model(
+        checkpoint, found, opened, check=check, tiling=tiling, progress=progress, formats=formats, batch=batch,
+        quantiser=makes_weights,
+    )  # fmt: skip
 
 
 def settle(

@@ -35,7 +35,7 @@ from tilewright_hw.arch.memory_model import MemoryModel
 if TYPE_CHECKING:
     from tilewright.cli.progress import Progress
 
-RUNS = ("gemm", "decode", "prefill")
+RUNS = ("gemm", "decode", "prefill", "quality")
 SHAPES = ("256x256x256", "1x1024x1024")
 RESULTS = ("int32", "int8")
 PREFILL_TOKENS = 128
@@ -336,10 +336,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from tilewright.cli.options import add_device, add_output
 
     parser.add_argument(
-        "run_kind", nargs="?", choices=RUNS, metavar="RUN", help="gemm, decode or prefill (default: the whole table)"
+        "run_kind",
+        nargs="?",
+        choices=RUNS,
+        metavar="RUN",
+        help="gemm, decode, prefill (default: the table of all), or quality: the table of what quantisation loses",
     )
     parser.add_argument(
-        "--row", action="append", metavar="N", help="without RUN: this row of the table; may be given several times"
+        "--row",
+        action="append",
+        metavar="N",
+        help="this row of a table (without RUN, or of quality); may be given several times",
     )
     parser.add_argument("--shape", action="append", metavar="MxKxN", help="gemm: the shape; may be given several times")
     parser.add_argument("--weights", default="int8", metavar="FORMAT", help="int8 or int4 (default: %(default)s)")
@@ -371,6 +378,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure and print a table or JSON."""
     from tilewright.cli.progress import Progress
 
+    if arguments.run_kind == "quality":
+        from tilewright import quality
+
+        return quality.run(arguments)
     if arguments.run_kind is None:
         from tilewright import targets
 

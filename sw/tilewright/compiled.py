@@ -40,6 +40,7 @@ from tilewright.files import Files, StoredFiles, forget, map_file
 from tilewright.formats import Formats
 from tilewright.importers.configuration import MAX_JSON
 from tilewright.model import Checkpoint, Floats, ModelSpec, RopeScaling
+from tilewright.quantisers import Quantiser
 from tilewright.request import read_defaults
 from tilewright.tokenizer import Tokenizer, tokenizer_from
 from tilewright_hw.arch import AcceleratorConfig, InputError
@@ -69,7 +70,7 @@ def is_compiled(path: Path) -> bool:
 
 def save(
     path: Path, checkpoint: Checkpoint, tokenizer: Tokenizer, config: AcceleratorConfig, formats: Formats,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None, quantiser: Quantiser | None = None,
 ) -> int:  # fmt: skip
     """Compile a model into a file, which replaces an older one only when it is whole; returns its bytes.
 
@@ -83,7 +84,7 @@ def save(
     manifest = _manifest(checkpoint, tokenizer, image)
     try:
         with _replacing(path) as f:
-            _write(f, manifest, parts, image, checkpoint, progress)
+            _write(f, manifest, parts, image, checkpoint, progress, quantiser)
             return f.seek(0, os.SEEK_END)
     except OSError as e:
         raise InputError(f"cannot write {path}: {e.strerror}") from e
@@ -91,7 +92,7 @@ def save(
 
 def _write(
     f: BinaryIO, manifest: dict[str, Any], parts: list[tuple[str, bytes]], image: ModelImage, checkpoint: Checkpoint,
-    progress: Callable[[int, int], None] | None,
+    progress: Callable[[int, int], None] | None, quantiser: Quantiser | None,
 ) -> None:  # fmt: skip
     """Write the payload, then what precedes it: its length is known before, as a digest's is."""
     size = image.logits.start
@@ -107,7 +108,7 @@ def _write(
         f.seek(start + address)
         f.write(np.ascontiguousarray(data).data)
 
-    image.write(checkpoint, write, progress)
+    image.write(checkpoint, write, progress, quantiser)
     f.seek(start)
     digests = [hashlib.sha256(f.read(min(CHUNK, size - at))).hexdigest() for at in range(0, size, CHUNK)]
     manifest["payload"]["sha256"] = digests

@@ -13,7 +13,7 @@ from tilewright.runtime import Engine
 from tilewright.tokenizer import Tokenizer
 from tilewright_hw.arch import InputError
 
-__all__ = ["Quality", "evaluate", "windows"]
+__all__ = ["Quality", "evaluate", "select", "windows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,20 @@ def windows(tokenizer: Tokenizer, text: str, window: int) -> list[list[int]]:
     if not parts:
         raise InputError(f"the text must have at least two tokens, not {len(head) + len(ids)}")
     return parts
+
+
+def select(parts: Sequence[list[int]], skip: int = 0, tokens: int | None = None) -> list[list[int]]:
+    """Return the windows that predict `tokens` tokens (None: all) after the first `skip`, in whole windows.
+
+    InputError if none is left.
+    """
+    size = len(parts[0]) - 1
+    first = -(-skip // size)
+    last = len(parts) if tokens is None else first + -(-tokens // size)
+    chosen = list(parts[first:last])
+    if not chosen:
+        raise InputError(f"skip must leave a window: the text has {len(parts)} of {size} predicted tokens")
+    return chosen
 
 
 def evaluate(

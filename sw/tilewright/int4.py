@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tilewright.error_feedback import round_with_feedback
 from tilewright.formats import GROUP, f24
 from tilewright.model import Floats
 from tilewright_hw.arch import InputError
@@ -28,8 +29,6 @@ _ROUNDS = 2
 """How often the search fits s to q and g, and chooses these again."""
 _BLOCK = 1 << 20
 """Weights that are searched at once: bounds the memory."""
-_DAMPING = 0.01
-"""What is added to the diagonal of the inputs' second moments, as a part of its mean."""
 
 
 @dataclass(frozen=True)
@@ -116,33 +115,17 @@ def compensate(w: Floats, moments: NDArray[np.float64]) -> Int4:
         `moments` is not (k, k).
     """
     n, k = w.shape
-    if moments.shape != (k, k):
-        raise InputError(f"moments must be of shape {(k, k)}, not {moments.shape}")
-    diagonal = np.diag(moments).copy()
+    diagonal = np.diag(moments).copy() if moments.shape == (k, k) else np.ones(k)
     s = search(w, diagonal.astype(np.float32)).scale
-    upper = _inverse_factor(moments)
-    left = w.astype(np.float64).copy()
-    q = np.zeros((n, k), np.int8)
     g = np.ones((n, -(-k // GROUP)), np.uint8)
-    for start in range(0, k, GROUP):
-        end = min(start + GROUP, k)
-        g[:, start // GROUP] = _choose_g(left[:, start:end], s, diagonal[start:end])
-        step = s.astype(np.float64) * g[:, start // GROUP]
-        safe = np.where(step > 0, step, 1.0)
-        errors = np.empty((n, end - start))
-        for j in range(start, end):
-            q[:, j] = np.where(step > 0, np.clip(np.rint(left[:, j] / safe), LOW, HIGH), 0)
-            errors[:, j - start] = (left[:, j] - q[:, j] * step) / upper[j, j]
-            left[:, j + 1 : end] -= np.outer(errors[:, j - start], upper[j, j + 1 : end])
-        left[:, end:] -= errors @ upper[start:end, end:]
+
+    def begin(first: int, end: int, left: NDArray[np.float64]) -> NDArray[np.float64]:
+        chosen = _choose_g(left, s, diagonal[first:end])
+        g[:, first // GROUP] = chosen
+        return np.asarray(s.astype(np.float64) * chosen)
+
+    q = round_with_feedback(w, moments, begin, LOW, HIGH)
     return Int4(q, g, s)
-
-
-def _inverse_factor(moments: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the upper Cholesky factor of the inverse of the (damped) moments."""
-    damped = moments + np.eye(len(moments)) * max(_DAMPING * float(np.mean(np.diag(moments))), 1e-12)
-    inverse = np.linalg.inv(damped)
-    return np.ascontiguousarray(np.linalg.cholesky((inverse + inverse.T) / 2).T)
 
 
 def _importance(importance: Floats | None, k: int) -> Floats:

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright.compiler.encoder import EncoderCompiler
-from tilewright.compiler.image import LOGIT_ROWS, ModelImage, Quantiser
+from tilewright.compiler.image import LOGIT_ROWS, ModelImage
 from tilewright.compiler.layout import ceil_div
 from tilewright.compiler.llama import LlamaCompiler
 from tilewright.compiler.plan import Tiling
 from tilewright.formats import DEFAULT, Formats
 from tilewright.model import Checkpoint, Floats
+from tilewright.quantisers import Quantiser
 from tilewright_hw.arch import (
     REGISTERS,
     AcceleratorConfig,
@@ -104,8 +105,8 @@ class Engine:
         Sequences that have a cache.
     formats : Formats
         Number formats.
-    quantiser : callable, optional
-        Makes the int4 weights; see `ModelImage.write`.
+    quantiser : Quantiser, optional
+        Makes the weights; see `ModelImage.write`.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ from tilewright.cli.progress import Progress
 from tilewright.cli.session import Continuation, check_line, load_model, write_text
 from tilewright.cli.table import pairs
 from tilewright.cli.verilog import write
+from tilewright.quantisers import DEFAULT_QUANTISER
 from tilewright_hw.arch import InputError
 
 PROMPT = "Once upon a time"
@@ -53,6 +54,9 @@ def add(commands: Commands) -> None:
         weights=None,
         activations=None,
         override=[],
+        kv=None,
+        quantiser=DEFAULT_QUANTISER,
+        calibration=None,
         context=None,
         tokenizer=None,
         check=True,

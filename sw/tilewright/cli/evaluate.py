@@ -1,26 +1,31 @@
-"""`tilewright eval`: cross-entropy of a text, in the accelerator's arithmetic and in float32."""
+"""`tilewright eval`: cross-entropy of a text (of an encoder: vectors), in the accelerator's arithmetic and float32."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
+from typing import Any
 
-from tilewright.api import check_fits, read_model
+from tilewright.api import Model, check_fits, read_model
+from tilewright.calibration import check_quantiser, read_text
 from tilewright.cli.options import Commands, add_config, add_model, add_output, command, examples, formats
 from tilewright.cli.progress import Progress
+from tilewright.cli.session import prepare_quantiser
 from tilewright.cli.table import pairs
 from tilewright.devices import open_device
-from tilewright.evaluate import Quality, evaluate, windows
-from tilewright.formats import DEFAULT
+from tilewright.evaluate import Quality, evaluate, select, windows
+from tilewright.formats import DEFAULT, Formats
+from tilewright.likeness import compare_vectors
+from tilewright.model import Checkpoint
 from tilewright.runtime import Engine
+from tilewright.tokenizer import Tokenizer
 from tilewright_hw.arch import AcceleratorConfig, InputError
 
-MAX_TEXT = 1 << 30
-"""Bytes of the largest text that is read."""
 EXAMPLES = examples(
     ("tilewright eval --text book.txt --tokens 2000", "the built-in model on the first 2,000 tokens of a text"),
     ("tilewright eval path/to/folder --text book.txt --window 256 --json", "another model, as JSON"),
+    ("tilewright eval path/to/encoder --text lines.txt", "an encoder: cosines between the vectors of each line"),
+    ("tilewright eval --text book.txt --weights int4 --quantiser compensate", "four bits, with the best quantiser"),
 )
 
 
@@ -35,6 +40,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--tokens", type=int, metavar="N", help="predict about so many tokens from the beginning (default: all)"
     )
+    parser.add_argument(
+        "--skip", type=int, default=0, metavar="N", help="leave out about so many tokens before (default: %(default)s)"
+    )
     add_config(parser)
     add_output(parser)
 
@@ -44,45 +52,65 @@ def run(arguments: argparse.Namespace) -> int:
     config = AcceleratorConfig.resolve(arguments.config)
     if arguments.tokens is not None and arguments.tokens < 1:
         raise InputError(f"tokens must be at least 1, not {arguments.tokens}")
+    if arguments.skip < 0:
+        raise InputError(f"skip must be 0 or more, not {arguments.skip}")
     wanted = formats(arguments) or DEFAULT
-    text = read_text(Path(arguments.text))
+    check_quantiser(arguments.quantiser, arguments.calibration)
+    text = read_text(arguments.text)
     checkpoint, tokenizer = read_model(arguments.model, arguments.tokenizer, arguments.context)
     if checkpoint.stored is not None:
         raise InputError(f"{arguments.model} is compiled: give the checkpoint, whose own weights are the measure")
+    if not checkpoint.spec.classifier:
+        return _vectors(arguments, config, wanted, checkpoint, tokenizer, text)
     window = min(checkpoint.spec.context, 256) if arguments.window is None else arguments.window
     if window > checkpoint.spec.context:
         raise InputError(f"window must be at most the model's context of {checkpoint.spec.context}, not {window}")
-    parts = windows(tokenizer, text, window)
-    if arguments.tokens is not None:
-        parts = parts[: -(-arguments.tokens // (window - 1))]
+    parts = select(windows(tokenizer, text, window), arguments.skip, arguments.tokens)
     check_fits(checkpoint.spec, config, None, wanted)
     progress = Progress(arguments.quiet)
+    quantiser = prepare_quantiser(arguments, checkpoint, tokenizer, progress)
     with progress.stage(f"model {checkpoint.name} quantised and loaded") as stage:
-        engine = Engine(checkpoint, open_device("golden", config), progress=stage.update, formats=wanted)
+        device = open_device("golden", config)
+        engine = Engine(checkpoint, device, progress=stage.update, formats=wanted, quantiser=quantiser)
     with progress.stage(f"{len(parts)} windows of {window} tokens predicted") as stage:
         quality = evaluate(engine, checkpoint, parts, stage.update)
     if arguments.json:
-        head = {"schema_version": 1, "model": checkpoint.name, "text": arguments.text, "weights": wanted.weights}
-        head |= {"activations": wanted.activations, "overrides": dict(wanted.overrides)}
+        head = _head(arguments, wanted, checkpoint) | {"skip": arguments.skip}
         print(json.dumps(head | quality.to_dict()))
     else:
         print(_table(quality, f"{wanted.weights} weights, {wanted.activations} bits"))
     return 0
 
 
-def read_text(path: Path) -> str:
-    """Return a text file's content; InputError if it is absent, absurdly large, empty or not UTF-8."""
-    try:
-        if path.stat().st_size > MAX_TEXT:
-            raise InputError(f"{path} must be at most {MAX_TEXT >> 20} MiB, not {path.stat().st_size} bytes")
-        text = path.read_text(encoding="utf-8")
-    except OSError as e:
-        raise InputError(f"cannot read {path}: {e.strerror}") from e
-    except UnicodeDecodeError as e:
-        raise InputError(f"{path} must be UTF-8: {e.reason} at byte {e.start}") from e
-    if not text:
-        raise InputError(f"{path} must not be empty")
-    return text
+def _vectors(
+    arguments: argparse.Namespace, config: AcceleratorConfig, wanted: Formats, checkpoint: Checkpoint,
+    tokenizer: Tokenizer, text: str,
+) -> int:  # fmt: skip
+    """Measure an encoder: each line of the text is a text of its own."""
+    texts = [line for line in text.splitlines() if line.strip()]
+    check_fits(checkpoint.spec, config, None, wanted)
+    progress = Progress(arguments.quiet)
+    quantiser = prepare_quantiser(arguments, checkpoint, tokenizer, progress)
+    with progress.stage(f"model {checkpoint.name} quantised and loaded") as stage:
+        device = open_device("golden", config)
+        model = Model(checkpoint, tokenizer, device, progress=stage.update, formats=wanted, quantiser=quantiser)
+    with progress.stage(f"{len(texts)} texts encoded") as stage:
+        likeness = compare_vectors(model, checkpoint, texts, stage.update)
+    if arguments.json:
+        print(json.dumps(_head(arguments, wanted, checkpoint) | likeness.to_dict()))
+    else:
+        cells = [("texts", f"{len(texts)} of {sum(likeness.tokens)} tokens")]
+        cells += [("least cosine to float32", f"{likeness.least:.5f}"), ("mean cosine", f"{likeness.mean:.5f}")]
+        print(pairs(cells))
+    return 0
+
+
+def _head(arguments: argparse.Namespace, wanted: Formats, checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "schema_version": 1, "model": checkpoint.name, "text": arguments.text, "weights": wanted.weights,
+        "activations": wanted.activations, "kv": wanted.kv, "overrides": dict(wanted.overrides),
+        "quantiser": arguments.quantiser, "calibration": arguments.calibration,
+    }  # fmt: skip
 
 
 def _table(quality: Quality, formats: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from tilewright.devices import open_device
 from tilewright.formats import Formats
+from tilewright.quantisers import DEFAULT_QUANTISER
 from tilewright.request import Options
 from tilewright_hw.arch import AcceleratorConfig, Device, InputError
 from tilewright_hw.arch.memory_model import MemoryModel
@@ -83,7 +84,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_formats(parser: argparse.ArgumentParser) -> None:
-    """Add --weights, --activations, --override, --context and --tokenizer."""
+    """Add what says how a model is quantised, --context and --tokenizer."""
     parser.add_argument("--weights", metavar="FORMAT", help="int8 or int4 (default: int8, or as MODEL was compiled)")
     parser.add_argument(
         "--activations", type=int, metavar="BITS", help="8 or 16 (default: 8, or as MODEL was compiled)"
@@ -97,6 +98,17 @@ def add_formats(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--context", type=int, metavar="N", help="only the first N positions, for a smaller cache (default: all)"
+    )
+    parser.add_argument("--kv", metavar="FORMAT", help="of the KV cache: int8")
+    parser.add_argument(
+        "--quantiser",
+        default=DEFAULT_QUANTISER,
+        metavar="NAME",
+        help="how weights are quantised: round, search (over the scales of int4), or compensate (errors, as the texts "
+        "of --calibration have it) (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--calibration", metavar="FILE", help="compensate: a few texts, UTF-8 (default: some tales that come along)"
     )
     parser.add_argument("--tokenizer", metavar="FILE", help="instead of the one that comes with the model")
 
@@ -158,11 +170,12 @@ def formats(arguments: argparse.Namespace) -> Formats | None:
         if not equals or not pattern:
             raise InputError(f"--override must be LAYER=FORMAT, not {text!r}")
         overrides[pattern] = value
-    if arguments.weights is None and arguments.activations is None and not overrides:
+    if all(value is None for value in (arguments.weights, arguments.activations, arguments.kv)) and not overrides:
         return None
     return Formats(
         weights=arguments.weights or "int8",
         activations=8 if arguments.activations is None else arguments.activations,
+        kv=arguments.kv or "int8",
         overrides=overrides,
     )
 

@@ -17,11 +17,13 @@ from tilewright.api import (
     read_model,
     settle,
 )
+from tilewright.calibration import check_quantiser, quantiser_for
 from tilewright.cli.options import configuration, formats, memory_model, open_checked, sampling_options
 from tilewright.cli.progress import Progress
 from tilewright.devices import device_kind
 from tilewright.formats import Formats
 from tilewright.model import Checkpoint
+from tilewright.quantisers import Quantiser
 from tilewright.request import Options, check_request
 from tilewright.tokenizer import Tokenizer
 from tilewright_hw.arch import AcceleratorConfig
@@ -44,6 +46,7 @@ class Setup:
         """Check the options; InputError says which is wrong."""
         config = configuration(arguments)
         device_kind(arguments.device)
+        check_quantiser(arguments.quantiser, arguments.calibration)
         return Setup(config, memory_model(arguments.memory), formats(arguments))
 
 
@@ -77,15 +80,30 @@ def open_model(
     """Check that a model fits, open the device, and load it there."""
     config, found = settle(checkpoint, setup.config, setup.formats)
     check_fits(checkpoint.spec, config, None, found)
+    quantiser = prepare_quantiser(arguments, checkpoint, tokenizer, progress)
     with progress.stage(f"{arguments.device} device ({config.name}) opened") as stage:
         device = open_checked(arguments.device, config, setup.memory, stage.say)
     try:
         how = "quantised and loaded" if checkpoint.stored is None else "loaded"
         with progress.stage(f"model {checkpoint.name} {how}") as stage:
-            return Model(checkpoint, tokenizer, device, check=arguments.check, progress=stage.update, formats=found)
+            return Model(
+                checkpoint, tokenizer, device, check=arguments.check, progress=stage.update, formats=found,
+                quantiser=quantiser,
+            )  # fmt: skip
     except BaseException:
         device.close()
         raise
+
+
+def prepare_quantiser(
+    arguments: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer, progress: Progress
+) -> Quantiser:
+    """Return the quantiser that the options name; one that looks at texts runs the model on them."""
+    name, calibration = arguments.quantiser, arguments.calibration
+    if calibration is None and name != "compensate":
+        return quantiser_for(name, checkpoint, tokenizer)
+    with progress.stage("calibration texts read by the model in float32") as stage:
+        return quantiser_for(name, checkpoint, tokenizer, calibration, stage.update)
 
 
 def write_text(

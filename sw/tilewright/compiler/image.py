@@ -13,9 +13,9 @@ from tilewright.compiler.emit import Region
 from tilewright.compiler.int4 import Int4Matrix, pack_int4
 from tilewright.compiler.layout import ALIGN, WINDOW, MemoryMap, TiledMatrix, ceil_div, pack_tiles, round_up
 from tilewright.compiler.plan import padded_head
-from tilewright.formats import DEFAULT, Formats, bf16_bits, f24, quantise_int8
-from tilewright.int4 import search
+from tilewright.formats import DEFAULT, Formats, bf16_bits, f24
 from tilewright.model import BLOCK, Checkpoint, Floats, ModelSpec
+from tilewright.quantisers import Plain, Quantiser
 from tilewright_hw.arch import AcceleratorConfig, InputError
 
 PROGRAM_BYTES = 1 << 21
@@ -30,8 +30,6 @@ MAX_K_INT4 = 65535
 """Most weight rows of a run in four bits."""
 
 Write = Callable[[int, NDArray[np.uint8]], None]
-Quantiser = Callable[[str, Floats], tuple[NDArray[np.int8], NDArray[np.uint8], Floats]]
-"""Takes a matrix's name and its weights (n, k) as they will lie in memory; returns q, g and s (`Int4.parts`)."""
 
 
 @dataclass(frozen=True)
@@ -160,19 +158,19 @@ class ModelImage:
     ) -> None:
         """Quantise the checkpoint and hand its bytes, with their addresses, to `write`; a compiled one's as they are.
 
-        `progress(done, total)` is called after each tensor; `quantiser` makes int4 weights (default: `int4.search`).
+        `progress(done, total)` is called after each tensor; `quantiser` makes the weights (default: `Plain`).
         Only a matrix is in memory at a time, and of large ones a part.
         """
         if checkpoint.stored is not None:
             checkpoint.stored.copy(self, write, progress)
             return
-        steps = list(self._steps(checkpoint, quantiser))
+        steps = list(self._steps(checkpoint, quantiser or Plain()))
         for done, step in enumerate(steps, 1):
             step(write)
             if progress is not None:
                 progress(done, len(steps))
 
-    def _steps(self, ckpt: Checkpoint, quantiser: Quantiser | None) -> list[Callable[[Write], None]]:
+    def _steps(self, ckpt: Checkpoint, quantiser: Quantiser) -> list[Callable[[Write], None]]:
         spec = self.spec
         steps: list[Callable[[Write], None]] = [lambda w: self._write_embedding(w, ckpt)]
         if self.rope.size:
@@ -206,15 +204,15 @@ class ModelImage:
         q, k = (ckpt.tensor(f"layers.{layer}.{part}_norm") for part in ("q", "k"))
         return np.stack([q * score_factor(self.spec), k])
 
-    def _write_matrix(self, write: Write, ckpt: Checkpoint, name: str, quantiser: Quantiser | None) -> None:
+    def _write_matrix(self, write: Write, ckpt: Checkpoint, name: str, quantiser: Quantiser) -> None:
         matrix = self.matrices[name]
         scales, tiles, factors = [], matrix.tiles.start, self._factors(name)
-        for weights in self._weights(ckpt, name, whole=quantiser is not None and isinstance(matrix.shape, Int4Matrix)):
+        for weights in self._weights(ckpt, name, quantiser.whole):
             if isinstance(matrix.shape, Int4Matrix):
-                q, g, s = search(weights).parts if quantiser is None else quantiser(name, weights)
+                q, g, s = quantiser.int4(name, weights)
                 packed = pack_int4(q, g, self.config)
             else:
-                q, s = quantise_int8(weights)
+                q, s = quantiser.int8(name, weights)
                 packed = pack_tiles(q, self.config)
             write(tiles, packed.reshape(-1))
             tiles += packed.size
