@@ -152,7 +152,7 @@ class Bench:
     def __init__(self, dut: Any, rng: random.Random, share: float) -> None:
         self.dut, self.rng = dut, rng
         self.machine = Machine(CONFIG, Memory(SIZE))
-        self.machine.memory.bytes[:] = np.frombuffer(rng.randbytes(SIZE), np.uint8)
+        self.machine.memory.write(0, np.frombuffer(rng.randbytes(SIZE), np.uint8))
         act = self.machine.buffers.act
         act[:] = np.frombuffer(rng.randbytes(act.size), np.int8).reshape(act.shape)
         act[:4] = [[-128] * ROWS, [127] * ROWS, [0] * ROWS, [-1] * ROWS]
@@ -326,8 +326,8 @@ async def test_few_rows_on_the_same_accumulators(dut: Any) -> None:
 async def test_extremes(dut: Any) -> None:
     """The largest products, which wrap an accumulator in the end, and zeros."""
     bench = Bench(dut, generator("extremes"), 0.0)
-    bench.machine.memory.bytes[: SIZE // 2] = 0x80
-    bench.machine.memory.bytes[SIZE // 2 :] = 0x7F
+    bench.machine.memory.write(0, np.full(SIZE // 2, 0x80, np.uint8))
+    bench.machine.memory.write(SIZE // 2, np.full(SIZE - SIZE // 2, 0x7F, np.uint8))
     await bench.start()
     for f in covering():
         bench.send(f)

@@ -139,7 +139,7 @@ class Bench:
         self.dut, self.rng = dut, rng
         self.memory = bytearray(rng.randbytes(SIZE))
         self.machine = Machine(CONFIG, Memory(SIZE))
-        self.machine.memory.bytes[:] = np.frombuffer(bytes(self.memory), np.uint8)
+        self.machine.memory.write(0, np.frombuffer(bytes(self.memory), np.uint8))
         for i, base in enumerate(BASES):
             self.machine.set_base(i, base)
         self.rules = AxiRules(dut, "axi", bus_bytes=BUS, beats=CONFIG.burst_beats, reads=CONFIG.reads_in_flight)
