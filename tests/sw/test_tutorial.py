@@ -27,7 +27,14 @@ def read(page):
 
 @pytest.mark.parametrize(
     ("page", "examples"),
-    [("README.md", 8), ("docs/tutorial.md", 40), (OWN, 24), (BLOCK, 30), (WATCH, 35), (BLOCKS, 55)],
+    [
+        ("README.md", 8),
+        ("docs/tutorial.md", 40),
+        (OWN, 24),
+        (BLOCK, 30),
+        (WATCH, 35),
+        pytest.param(BLOCKS, 55, marks=pytest.mark.slow),
+    ],
 )
 def test_sessions_run(page, examples):
     # A fence would be taken for expected output.
