@@ -153,8 +153,10 @@ VECTOR = {"n": 4, "m": 1, "h": 1}
         (ControlRegisters(TINY), {"bus.awvalid": 1, "bus.wvalid": 1, "bus.bready": 1}, "bus.bvalid",
          ControlRegisters.LATENCY),
         (ControlRegisters(TINY), {"bus.arvalid": 1, "bus.rready": 1}, "bus.rvalid", ControlRegisters.LATENCY),
-        (Accelerator(TINY), {"s_axil_awvalid": 1, "s_axil_awaddr": REGISTERS["CONTROL"].address, "s_axil_wvalid": 1,
-                             "s_axil_wdata": 1, "s_axil_wstrb": 15}, "m_axi_arvalid", Accelerator.START_LATENCY),
+        pytest.param(
+            Accelerator(TINY), {"s_axil_awvalid": 1, "s_axil_awaddr": REGISTERS["CONTROL"].address, "s_axil_wvalid": 1,
+                                "s_axil_wdata": 1, "s_axil_wstrb": 15}, "m_axi_arvalid", Accelerator.START_LATENCY,
+            marks=pytest.mark.slow),
     ],
     ids=lambda part: type(part).__name__ if hasattr(part, "elaborate") else part if isinstance(part, str) else "",
 )  # fmt: skip

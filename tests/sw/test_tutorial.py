@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+import tilewright_hw
 from tilewright.cli import parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "docs/tutorial.md"]
 OWN = "docs/tutorials/own_activation.md"
+BLOCKS = "docs/blocks.md"
 BLOCK = "docs/tutorials/own_block.md"
 WATCH = "docs/tutorials/watch_softmax.md"
 
@@ -24,7 +26,15 @@ def read(page):
 
 
 @pytest.mark.parametrize(
-    ("page", "examples"), [("README.md", 8), ("docs/tutorial.md", 40), (OWN, 24), (BLOCK, 30), (WATCH, 35)]
+    ("page", "examples"),
+    [
+        ("README.md", 8),
+        ("docs/tutorial.md", 40),
+        (OWN, 24),
+        (BLOCK, 30),
+        (WATCH, 35),
+        pytest.param(BLOCKS, 55, marks=pytest.mark.slow),
+    ],
 )
 def test_sessions_run(page, examples):
     # A fence would be taken for expected output.
@@ -34,6 +44,13 @@ def test_sessions_run(page, examples):
     runner.run(test)
     assert runner.summarize(verbose=False).failed == 0
     assert len(test.examples) >= examples
+
+
+def test_every_public_block_has_an_example():
+    text = read(BLOCKS)
+    for name in set(tilewright_hw.__all__) - {"AcceleratorConfig"}:
+        assert f"`{name}`" in text
+        assert f"{name}(" in text or name in ("Accelerator", "Softmax"), name  # these two have pages of their own
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -52,6 +69,6 @@ def test_other_snippets_are_python():
         ast.parse(block)
 
 
-@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/architecture.md", OWN, BLOCK, WATCH])
+@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/architecture.md", OWN, BLOCK, BLOCKS, WATCH])
 def test_lines_are_short_enough_to_read(page):
     assert [line for line in read(page).splitlines() if len(line) > 120 and not line.startswith("|")] == []
