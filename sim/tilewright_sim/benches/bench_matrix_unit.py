@@ -143,7 +143,7 @@ class Bench:
     def __init__(self, dut: Any, rng: random.Random, share: float) -> None:
         self.dut, self.rng = dut, rng
         self.machine = Machine(CONFIG, Memory(SIZE))
-        self.machine.memory.bytes[:] = np.frombuffer(rng.randbytes(SIZE), np.uint8)
+        self.machine.memory.write(0, np.frombuffer(rng.randbytes(SIZE), np.uint8))
         act = self.machine.buffers.act
         act[:] = np.frombuffer(rng.randbytes(act.size), np.int8).reshape(act.shape)
         act[:4] = [[-128] * ROWS, [127] * ROWS, [0] * ROWS, [-1] * ROWS]
@@ -317,8 +317,7 @@ async def test_few_rows_on_the_same_accumulators(dut: Any) -> None:
 async def test_extremes(dut: Any) -> None:
     """The largest products, which wrap an accumulator in the end, and zeros."""
     bench = Bench(dut, generator("extremes"), 0.0)
-    bench.machine.memory.bytes[: SIZE // 2] = 0x80
-    bench.machine.memory.bytes[SIZE // 2 :] = 0x7F
+    bench.machine.memory.write(0, np.repeat(np.array([0x80, 0x7F], np.uint8), SIZE // 2))
     await bench.start()
     for f in covering():
         bench.send(f)

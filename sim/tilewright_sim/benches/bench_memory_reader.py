@@ -139,7 +139,7 @@ class Bench:
         self.dut, self.rng = dut, rng
         self.memory = bytearray(rng.randbytes(SIZE))
         self.machine = Machine(CONFIG, Memory(SIZE))
-        self.machine.memory.bytes[:] = np.frombuffer(bytes(self.memory), np.uint8)
+        self.machine.memory.write(0, np.frombuffer(bytes(self.memory), np.uint8))
         for i, base in enumerate(BASES):
             self.machine.set_base(i, base)
         self.rules = AxiRules(dut, "axi", bus_bytes=BUS, beats=CONFIG.burst_beats, reads=CONFIG.reads_in_flight)
@@ -256,7 +256,7 @@ class Bench:
     def _rows(self, f: Fields, op: Op, fifo: str) -> list[int]:
         BLOCKS["MemoryReader"](self.machine, defaultdict(int, f), op)(self.machine)
         tiles = self.machine.fifos[fifo]
-        rows = [piece.unpack(self.machine.memory.bytes) for piece in tiles.pop(tiles.rows)]
+        rows = [piece.unpack() for piece in tiles.pop(tiles.rows)]
         return [int.from_bytes(row.tobytes(), "little") for row in np.concatenate(rows)]
 
     def _expect_words(self, dest: LoadDest, step: Any) -> None:

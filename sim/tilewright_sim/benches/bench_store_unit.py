@@ -91,7 +91,7 @@ class Bench:
         self.dut, self.rng, self.share = dut, rng, share
         self.memory = bytearray(rng.randbytes(SIZE))
         self.machine = Machine(CONFIG, Memory(SIZE))
-        self.machine.memory.bytes[:] = np.frombuffer(bytes(self.memory), np.uint8)
+        self.machine.memory.write(0, np.frombuffer(bytes(self.memory), np.uint8))
         for i, base in enumerate(BASES):
             self.machine.set_base(i, base)
         self.rules = AxiRules(dut, "axi", bus_bytes=BUS, beats=CONFIG.burst_beats, writes=CONFIG.writes_in_flight)
@@ -124,7 +124,7 @@ class Bench:
         assert not self.dut.error.value
         assert not self.rules.count
         assert not self.done
-        self.machine.memory.bytes[:] = np.frombuffer(bytes(self.memory), np.uint8)
+        self.machine.memory.write(0, np.frombuffer(bytes(self.memory), np.uint8))
         self._begin()
 
     async def _watch(self) -> None:
