@@ -326,8 +326,7 @@ async def test_few_rows_on_the_same_accumulators(dut: Any) -> None:
 async def test_extremes(dut: Any) -> None:
     """The largest products, which wrap an accumulator in the end, and zeros."""
     bench = Bench(dut, generator("extremes"), 0.0)
-    bench.machine.memory.write(0, np.full(SIZE // 2, 0x80, np.uint8))
-    bench.machine.memory.write(SIZE // 2, np.full(SIZE - SIZE // 2, 0x7F, np.uint8))
+    bench.machine.memory.write(0, np.repeat(np.array([0x80, 0x7F], np.uint8), SIZE // 2))
     await bench.start()
     for f in covering():
         bench.send(f)
