@@ -110,8 +110,9 @@ class Writes:
         self._period: float = 1 if rate >= 1 else 1 / rate
         self._latency = memory.latency + (0 if memory.stall == 0 else round(memory.stall / (1 - memory.stall)))
         self.beats = 0
-        # Words: cycles in which each left the vector unit's FIFO, and in which the packer took it.
+        # Words: cycles in which the vector unit's FIFO offers each, in which it left that, and the packer took it.
         self._vectors: deque[_Vector] = deque()
+        self._offered: list[int] = []
         self._moved: list[int] = []
         self._taken: list[int] = []
         # Commands, their runs, and the cycles in which each run was walked and taken by the packer.
@@ -143,29 +144,26 @@ class Writes:
         self._issue_words()
 
     def _issue_words(self) -> None:
-        """Issue words as far as the room behind them is known."""
-        moved, taken = self._moved, self._taken
+        """Issue words, and move them to the store unit's FIFO, as far as the room behind them is known."""
+        while self._issue_more() | self._move_more():
+            pass
+
+    def _issue_more(self) -> bool:
+        """Issue words as far as it is known when those before them leave the first FIFO; return whether any were."""
+        moved, offered = self._moved, self._offered
+        before = len(offered)
         while self._vectors:
             vector = self._vectors[0]
             words = vector.words
             total = words.rows * words.words
             while vector.issued < total:
-                index = len(moved)
-                behind = index - (STORE_FIFO - 1)  # must have come to the second FIFO's output
-                if behind > len(taken):
-                    return
+                index = len(offered)
                 issue = vector.next
-                if index >= STORE_DEPTH and moved[index - STORE_DEPTH] >= issue:
-                    issue = moved[index - STORE_DEPTH] + 1
-                move = issue + words.delay + FIFO_LATENCY
-                if index and moved[-1] >= move:
-                    move = moved[-1] + 1
-                if behind >= 0:
-                    out = moved[behind] + 1
-                    if behind and taken[behind - 1] > out:
-                        out = taken[behind - 1]
-                    move = max(move, out + 1)
-                moved.append(move)
+                if index >= STORE_DEPTH:
+                    if index - STORE_DEPTH >= len(moved):
+                        return len(offered) > before
+                    issue = max(issue, moved[index - STORE_DEPTH] + 1)
+                offered.append(issue + words.delay + FIFO_LATENCY)
                 vector.issued += 1
                 vector.waited += self._without_room(index, vector, issue)
                 vector.next = issue + words.step
@@ -174,6 +172,27 @@ class Writes:
                 vector.last = issue
             self._vectors.popleft()
             vector.finished(vector.last, vector.waited)
+        return len(offered) > before
+
+    def _move_more(self) -> bool:
+        """Move words from the first FIFO to the second as far as its room is known; return whether any were."""
+        moved, taken, offered = self._moved, self._taken, self._offered
+        before = len(moved)
+        while len(moved) < len(offered):
+            index = len(moved)
+            behind = index - (STORE_FIFO - 1)  # must have come to the second FIFO's output
+            if behind > len(taken):
+                break
+            move = offered[index]
+            if index and moved[-1] >= move:
+                move = moved[-1] + 1
+            if behind >= 0:
+                out = moved[behind] + 1
+                if behind and taken[behind - 1] > out:
+                    out = taken[behind - 1]
+                move = max(move, out + 1)
+            moved.append(move)
+        return len(moved) > before
 
     def _without_room(self, index: int, vector: _Vector, issue: int) -> int:
         """Return the cycles without room since the word before was issued."""
