@@ -28,16 +28,23 @@ from tilewright.perf.profile import (
 from tilewright.random_model import is_random, random_checkpoint
 from tilewright.tokenizer import load_tokenizer
 from tilewright_hw.arch import AcceleratorConfig, InputError
-from tilewright_hw.arch.memory_model import MemoryModel
 
 RUNS = ("decode", "prefill")
 LEGEND = """\
 Each cycle counts for the first instruction, in program order, that is not complete in it: for what that is for (rows)
 and for its unit (columns; weight and load wait for memory). A part may take less than its own roofline, as its weights
 come while the part before it is worked on."""
+_WAITS = f"""\
+holds: share of the cycles with an instruction; moves: with a beat, a row of the array or a word of lanes; for ...:
+cycles without an instruction, while the next one waits for that unit's, or (for {SEQUENCER}) to be issued.
+The array had an instruction but no tile in {{MATRIX_WAIT_TILE:,}} cycles; the vector unit no room for its stores in
+{{VECTOR_WAIT_STORE:,}}; no read was outstanding in {{READ_IDLE:,}}."""
 EXAMPLES = examples(
     ("tilewright profile", "a token of the built-in model at context 128"),
-    ("tilewright profile path/to/folder --config large --context 512 --plot roofline.png", "another model, with a plot"),
+    (
+        "tilewright profile path/to/folder --config large --context 512 --plot roofline.png",
+        "another model, with a plot",
+    ),
     ("tilewright profile --run prefill --memory latency=150 --weights int4", "a prompt of 128 tokens, slow memory"),
     ("tilewright profile random:dim=320,ffn=864,layers=8,heads=5,vocab=4096 --batch 8 --json", "8 texts together"),
     ("tilewright profile --shape 256x256x256 --config edge", "a matrix product"),
@@ -191,18 +198,7 @@ def _units(result: Profile) -> str:
     for unit in result.units:
         shares = [f"{part / result.cycles:.1%}" for part in (unit.busy, unit.works)]
         rows.append([unit.name, *shares, *(_count(unit.waits[column]) for column in COLUMNS)])
-    counters = result.counters
-    return "\n".join(
-        [
-            table(rows),
-            "",
-            "holds: share of the cycles with an instruction; moves: with a beat, a row of the array or a word of lanes;",
-            f"for ...: cycles without an instruction, as the next one waits for that unit's, or to be issued ({SEQUENCER}).",
-            f"matrix with an instruction but no tile: {counters['MATRIX_WAIT_TILE']:,}; "
-            f"vector without room for its stores: {counters['VECTOR_WAIT_STORE']:,}; "
-            f"no read outstanding: {counters['READ_IDLE']:,} cycles.",
-        ]
-    )
+    return table(rows) + "\n\n" + _WAITS.format_map(result.counters)
 
 
 def _count(cycles: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tilewright.perf.profile import COLUMNS, SEQUENCER, Profile, Spent
 from tilewright_hw.arch import InputError
@@ -21,7 +21,7 @@ _UNITS = {
     "store": ("#cc79a7", "stores to memory"),
     SEQUENCER: ("#999999", "sequencer"),
 }
-_MARKERS = "osD^vP*X"
+_MARKERS = "osD^vPX"
 DOTS_PER_INCH = 150
 
 
@@ -49,7 +49,7 @@ def draw(profile: Profile, path: Path) -> None:
     from matplotlib.figure import Figure
 
     kinds = [kind for kind in profile.kinds() if kind.cycles > profile.cycles / 1000]
-    figure = Figure(figsize=(13, 5.4), layout="constrained")
+    figure = Figure(figsize=(13, 5.8), layout="constrained")
     share = profile.roofline / profile.cycles
     figure.suptitle(
         f"{profile.what}\n{profile.config.name}: {profile.cycles:,} cycles predicted, {share:.1%} of the roofline",
@@ -58,6 +58,7 @@ def draw(profile: Profile, path: Path) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
     _roofline(left, profile, kinds)
     _bars(right, profile, kinds)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=7, fontsize=8.5, frameon=False)
     figure.savefig(path, format="png", dpi=DOTS_PER_INCH)
 
 
@@ -67,20 +68,21 @@ def _roofline(axes: Axes, profile: Profile, kinds: list[Spent]) -> None:
     peak = profile.config.peak_macs
     ridge = peak / bus
     points = [(kind.name, *_reached(kind, kind.cycles)) for kind in kinds if kind.work.macs and kind.work.read]
-    whole = Spent("the whole run", roofline=profile.roofline, work=profile.work)
-    points.append((whole.name, *_reached(whole, profile.cycles)))
+    whole = ("the whole run", *_reached(Spent("all", work=profile.work), profile.cycles))
+    points = [*points, whole] if len(points) > 1 else [whole]
     low = min(0.5 * ridge, *(x / 3 for _, x, _ in points))
     high = max(4 * ridge, *(x * 3 for _, x, _ in points))
     axes.plot([low, ridge, high], [low * bus, peak, peak], color="black", linewidth=1.6)
-    axes.annotate(
-        f"array: {peak} MACs a cycle", (high, peak), (-4, 5), textcoords="offset points", ha="right", fontsize=9
-    )
-    axes.annotate(f"bus: {bus:g} bytes a cycle", (ridge, peak), (-8, -2), textcoords="offset points", ha="right",
-                  va="top", fontsize=9)  # fmt: skip
+    near: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9}
+    axes.annotate(f"array: {peak} MACs a cycle", (ridge, peak), (0, 5), **near)
+    axes.annotate(f"bus: {bus:g} bytes a cycle", (0.4 * ridge, 0.4 * peak), (-8, 2), ha="right", **near)
+    if any(y > 1.02 * min(x * bus, peak) for _, x, y in points):
+        text = "above the roof: weights that came while\nthe part before was worked on"
+        axes.annotate(text, (0.02, 0.98), xycoords="axes fraction", va="top", fontsize=8.5, color="#555555")
     for number, (name, x, y) in enumerate(points):
         last = number == len(points) - 1
         axes.plot(
-            x, y, linestyle="", label=name, marker="*" if last else _MARKERS[number % 6],
+            x, y, linestyle="", label=name, marker="*" if last else _MARKERS[number % len(_MARKERS)],
             color="black" if last else _POINTS[number % len(_POINTS)], markersize=14 if last else 8,
             markeredgecolor="white", markeredgewidth=0.6, zorder=4 if last else 3,
         )  # fmt: skip
@@ -89,6 +91,9 @@ def _roofline(axes: Axes, profile: Profile, kinds: list[Spent]) -> None:
         xlabel="multiply-accumulates per byte that must be read", ylabel="multiply-accumulates per cycle",
         title="Roofline",
     )  # fmt: skip
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter("")
     axes.grid(True, which="major", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.legend(loc="lower right", fontsize=8.5, framealpha=0.95)
@@ -110,18 +115,17 @@ def _bars(axes: Axes, profile: Profile, kinds: list[Spent]) -> None:
             axes.barh(places, cycles, left=begin, height=0.66, color=color, label=label, zorder=2)
             begin = [a + b for a, b in zip(begin, cycles, strict=True)]
     least = [kind.roofline for kind in kinds]
-    axes.plot(least, places, linestyle="", marker="|", markersize=22, markeredgewidth=2.2, color="black", zorder=3,
-              label="its roofline")  # fmt: skip
+    mark: dict[str, Any] = {"linestyle": "", "marker": "|", "markeredgewidth": 2.2, "color": "black"}
+    axes.plot(least, places, markersize=22, zorder=3, **mark)
+    axes.plot([], [], markersize=11, label="its roofline", **mark)  # for the legend
     most = max(*begin, *least)
-    for place, (cycles, kind) in enumerate(zip(begin, kinds, strict=True)):
-        axes.annotate(
-            f"{cycles / profile.cycles:.1%}", (max(cycles, kind.roofline), place), (6, 0), textcoords="offset points",
-            va="center", fontsize=9,
-        )  # fmt: skip
+    for place, kind in enumerate(kinds):
+        end = max(kind.cycles, kind.roofline), place
+        text = f"{kind.cycles / profile.cycles:.1%}"
+        axes.annotate(text, end, (6, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(places, [kind.name for kind in kinds])
-    axes.invert_yaxis()
+    axes.set(ylim=(max(len(kinds), 4) - 0.5, -0.5))  # the first one on top
     axes.set(xlim=(0, most * 1.14), xlabel="cycles", title="Cycles, by what they were waited for")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(True, axis="x", color="#dddddd", linewidth=0.7, zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower right" if begin[-1] < most / 2 else "best", fontsize=8.5, framealpha=0.95)

@@ -67,7 +67,7 @@ class Spent:
     name: str
     waited: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COLUMNS, 0))
     roofline: float = 0.0
-    work: Work = Work()
+    work: Work = field(default_factory=Work)
 
     @property
     def cycles(self) -> int:
@@ -314,9 +314,7 @@ def decode_run(
     return _run(image, schedule.assemble(), schedule.emitter.parts, tables.tobytes(), operations)
 
 
-def prefill_runs(
-    spec: ModelSpec, config: AcceleratorConfig, tokens: int, *, formats: Formats = DEFAULT
-) -> list[Run]:
+def prefill_runs(spec: ModelSpec, config: AcceleratorConfig, tokens: int, *, formats: Formats = DEFAULT) -> list[Run]:
     """Return the programs that read a prompt of so many tokens and choose the next one; an encoder's, if it is one.
 
     InputError if the model or the prompt does not fit.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
 
+from tilewright.perf.bursts import NEVER
 from tilewright.perf.timing import (
     FIFO_LATENCY,
     ROW_LATENCY,
@@ -122,6 +123,7 @@ class Writes:
         self._runs_read: list[int] = []
         # Bursts: cycles in which they were asked for and answered.
         self._asked: list[int] = []
+        self._left_splitter = NEVER  # the burst that is to be asked for next left the splitter in this cycle
         self._answers: list[int] = []
         self._address_side, self._data_side = self._addresses(), self._data()
 
@@ -207,15 +209,17 @@ class Writes:
 
     def _addresses(self) -> Iterator[None]:
         """Walk runs and ask for bursts as far ahead as the queues allow; yield where more must be known."""
-        free = went = 0  # the splitter is free; the burst before was asked for
+        free = 0  # the splitter's
         while True:
             while not self._commands:
+                self._go_ahead()
                 yield
             offered, runs = self._commands.popleft()
             offered += ROW_LATENCY + RUN_WALK_LATENCY
             for run in runs:
                 behind = len(self._runs_taken) - (STORE_RUNS - 1)
                 while behind > len(self._runs_read):
+                    self._go_ahead()
                     yield
                 taken = max(offered, free)
                 if behind >= 0:
@@ -225,19 +229,27 @@ class Writes:
                 self._queue.append(run)
                 if run.end:
                     self._free(taken + 1)
-                left = taken
+                free = taken
                 first, last = run.at // self.block, (run.at + (run.count << run.size) - 1) // self.block
                 for _ in range(first, last + 1):
                     # A burst leaves the splitter for a place of its own, once the one before has gone from there.
-                    left = max(left, went) + 1
-                    limited = len(self._asked) - self.limit
-                    while limited >= len(self._answers):
+                    while not self._go_ahead():
                         yield
-                    went = left
-                    if limited >= 0:
-                        went = max(went, self._answers[limited] + 1)
-                    self._asked.append(went)
-                free = left
+                    free = max(free, self._asked[-1] if self._asked else 0) + 1
+                    self._left_splitter = free
+
+    def _go_ahead(self) -> bool:
+        """Ask for the burst that has left the splitter, if it is known when; return whether there is none any more."""
+        if self._left_splitter != NEVER:
+            limited = len(self._asked) - self.limit
+            if limited >= len(self._answers):
+                return False
+            went = self._left_splitter
+            if limited >= 0:
+                went = max(went, self._answers[limited] + 1)
+            self._asked.append(went)
+            self._left_splitter = NEVER
+        return True
 
     def _data(self) -> Iterator[None]:
         """Move pieces into beats; yield where a run or a word must be known."""
@@ -256,6 +268,7 @@ class Writes:
             # The packer takes a run with the last piece of the one before.
             read = max(self._run_out(len(self._runs_read)) + 1, go)
             self._runs_read.append(read)
+            next(self._address_side)  # it may have waited for this
             free = read + 1
             elements, left, at = 1 << run.step, run.count, run.at
             piece = elements << run.size
@@ -264,6 +277,7 @@ class Writes:
                 if new_burst:
                     number = len(self._answers)
                     while number >= len(self._asked):
+                        self._go_ahead()
                         next(self._address_side)
                         if number >= len(self._asked):
                             yield
