@@ -8,6 +8,8 @@ from tilewright_hw.arch import AcceleratorConfig, Device, DeviceError, InputErro
 from tilewright_hw.arch.memory_model import MemoryModel
 
 DEVICES = ("golden", "rtl")
+TIMING = "model"
+"""The device that computes nothing: the cycle model."""
 
 
 def open_device(
@@ -17,16 +19,16 @@ def open_device(
     memory: MemoryModel | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Device:
-    """Open a device: `golden` (NumPy model) or `rtl` (simulated gateware; built on first use, then cached).
+    """Open a device: `golden` (NumPy model), `rtl` (simulated gateware; built on first use, then cached) or `model`.
 
     Parameters
     ----------
     name : str
-        `golden` or `rtl`.
+        `golden`, `rtl`, or `model`: the cycle model, which predicts the counters and leaves memory as it is.
     config : AcceleratorConfig or str
         A configuration, a preset's name, or the path of a .toml file.
     memory : MemoryModel
-        Timing of the simulated memory (rtl only; results do not depend on it).
+        Timing of the simulated memory (not of golden's; results do not depend on it).
     progress : callable
         Called with a line of text while the simulator is built.
 
@@ -38,18 +40,26 @@ def open_device(
         The device cannot be built: what is missing, and how to get it.
     """
     config = AcceleratorConfig.resolve(config)
-    if device_kind(name) == "golden":
+    if (kind := device_kind(name, timing=True)) == TIMING:
+        from tilewright.perf.device import ModelDevice
+
+        return ModelDevice(config, memory)
+    if kind == "golden":
         from tilewright_sim.golden import GoldenDevice
 
         return GoldenDevice(config)
     return _open_rtl(config, memory or MemoryModel(), progress)
 
 
-def device_kind(name: str) -> str:
-    """Return which device NAME[:ARGS] means, opening nothing; InputError if there is none such."""
+def device_kind(name: str, *, timing: bool = False) -> str:
+    """Return which device NAME[:ARGS] means, opening nothing; InputError if there is none such.
+
+    `timing` allows the one that computes nothing.
+    """
     kind, _, arguments = name.partition(":")
-    if kind not in DEVICES:
-        raise InputError(f"unknown device {name!r}: choose one of {', '.join(DEVICES)}")
+    known = (*DEVICES, TIMING) if timing else DEVICES
+    if kind not in known:
+        raise InputError(f"unknown device {name!r}: choose one of {', '.join(known)}")
     if arguments:
         raise InputError(f"device {kind!r} takes no arguments, not {arguments!r}")
     return kind

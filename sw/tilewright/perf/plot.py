@@ -74,7 +74,7 @@ def _roofline(axes: Axes, profile: Profile, kinds: list[Spent]) -> None:
     high = max(4 * ridge, *(x * 3 for _, x, _ in points))
     axes.plot([low, ridge, high], [low * bus, peak, peak], color="black", linewidth=1.6)
     near: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9}
-    axes.annotate(f"array: {peak} MACs a cycle", (ridge, peak), (0, 5), **near)
+    axes.annotate(f"array: {peak} MACs a cycle", (high, peak), (-4, 12), ha="right", **near)
     axes.annotate(f"bus: {bus:g} bytes a cycle", (0.4 * ridge, 0.4 * peak), (-8, 2), ha="right", **near)
     if any(y > 1.02 * min(x * bus, peak) for _, x, y in points):
         text = "above the roof: weights that came while\nthe part before was worked on"
