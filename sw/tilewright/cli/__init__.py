@@ -14,7 +14,20 @@ import traceback
 from collections.abc import Sequence
 
 import tilewright
-from tilewright.cli import bench, chat, compile, configs, demo, doctor, embed, evaluate, generate, profile, synth, verilog
+from tilewright.cli import (
+    bench,
+    chat,
+    compile,
+    configs,
+    demo,
+    doctor,
+    embed,
+    evaluate,
+    generate,
+    profile,
+    synth,
+    verilog,
+)
 from tilewright.cli.options import Parser, examples
 from tilewright_hw.arch import DeviceError, TilewrightError
 

@@ -9,9 +9,11 @@ from pathlib import Path
 
 from tilewright.api import BUILTIN, check_fits, prompt_ids
 from tilewright.bench import PREFILL_TOKENS, RESULTS, parse_shape
-from tilewright.cli.options import Commands, add_config, add_model, add_output, command, examples, formats, memory_model
+from tilewright.cli.options import Commands, add_config, add_output, command, examples, formats, memory_model
 from tilewright.cli.progress import Progress
 from tilewright.cli.table import table
+from tilewright.compiled import is_compiled
+from tilewright.formats import DEFAULT
 from tilewright.importers import load_checkpoint
 from tilewright.model import Checkpoint
 from tilewright.perf.profile import (
@@ -54,7 +56,18 @@ EXAMPLES = examples(
 def add(commands: Commands) -> None:
     """Add the command."""
     parser = command(commands, "profile", run, "say where the cycles of a run go, without running it", EXAMPLES)
-    add_model(parser)
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL",
+        help="Hugging Face folder, llama2.c .bin, or random:... as for bench (default: the built-in model)",
+    )  # fmt: skip
+    parser.add_argument("--weights", metavar="FORMAT", help="int8 or int4 (default: int8)")
+    parser.add_argument("--activations", type=int, metavar="BITS", help="8 or 16 (default: 8)")
+    parser.add_argument(
+        "--override", action="append", default=[], metavar="LAYER=FORMAT",
+        help="another weight format for some matrices, such as '*.w_down=int8'; may be given several times",
+    )  # fmt: skip
+    parser.add_argument("--tokenizer", metavar="FILE", help="--prompt: instead of the one that comes with the model")
+    parser.set_defaults(kv=None)
     parser.add_argument(
         "--run", dest="run_kind", choices=RUNS,
         help="one token, or a prompt (default: decode; prefill for an encoder, which takes a whole text)",
@@ -117,7 +130,7 @@ def _product(arguments: argparse.Namespace, config: AcceleratorConfig) -> tuple[
 
 
 def _model(arguments: argparse.Namespace, config: AcceleratorConfig) -> tuple[str, list[Run]]:
-    wanted, batch = formats(arguments), arguments.batch
+    wanted, batch = formats(arguments) or DEFAULT, arguments.batch
     for name in ("context", "batch"):
         if (value := getattr(arguments, name)) is not None and value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
@@ -143,7 +156,10 @@ def _checkpoint(name: str | None) -> Checkpoint:
     if is_random(name):
         assert name is not None
         return random_checkpoint(name)
-    return load_checkpoint(BUILTIN if name is None else Path(name))
+    path = BUILTIN if name is None else Path(name)
+    if is_compiled(path):
+        raise InputError(f"profile takes the model itself, not what was compiled from it: {path}")
+    return load_checkpoint(path)
 
 
 def _context(arguments: argparse.Namespace, checkpoint: Checkpoint, kind: str) -> int:
