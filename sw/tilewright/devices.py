@@ -8,6 +8,8 @@ from tilewright_hw.arch import AcceleratorConfig, Device, DeviceError, InputErro
 from tilewright_hw.arch.memory_model import MemoryModel
 
 DEVICES = ("golden", "rtl")
+TIMING = "model"
+"""The device that computes nothing: the cycle model."""
 
 
 def open_device(
@@ -18,16 +20,16 @@ def open_device(
     progress: Callable[[str], None] | None = None,
     log_units: bool = False,
 ) -> Device:
-    """Open a device: `golden` (NumPy model) or `rtl` (simulated gateware; built on first use, then cached).
+    """Open a device: `golden` (NumPy model), `rtl` (simulated gateware; built on first use, then cached) or `model`.
 
     Parameters
     ----------
     name : str
-        `golden` or `rtl`.
+        `golden`, `rtl`, or `model`: the cycle model, which predicts the counters and leaves memory as it is.
     config : AcceleratorConfig or str
         A configuration, a preset's name, or the path of a .toml file.
     memory : MemoryModel
-        Timing of the simulated memory (rtl only; results do not depend on it).
+        Timing of the simulated memory (not of golden's; results do not depend on it).
     progress : callable
         Called with a line of text while the simulator is built.
     log_units : bool
@@ -42,7 +44,11 @@ def open_device(
     """
     config = AcceleratorConfig.resolve(config)
     check_logs(name, log_units)
-    if device_kind(name) == "golden":
+    if (kind := device_kind(name, timing=True)) == TIMING:
+        from tilewright.perf.device import ModelDevice
+
+        return ModelDevice(config, memory)
+    if kind == "golden":
         from tilewright_sim.golden import GoldenDevice
 
         return GoldenDevice(config)
@@ -51,15 +57,19 @@ def open_device(
 
 def check_logs(name: str, log_units: bool) -> None:
     """Check that a device has what is to be logged; InputError if not."""
-    if log_units and device_kind(name) != "rtl":
+    if log_units and device_kind(name, timing=True) != "rtl":
         raise InputError(f"only the rtl device has cycles, of which units can be traced: not {name!r}")
 
 
-def device_kind(name: str) -> str:
-    """Return which device NAME[:ARGS] means, opening nothing; InputError if there is none such."""
+def device_kind(name: str, *, timing: bool = False) -> str:
+    """Return which device NAME[:ARGS] means, opening nothing; InputError if there is none such.
+
+    `timing` allows the one that computes nothing.
+    """
     kind, _, arguments = name.partition(":")
-    if kind not in DEVICES:
-        raise InputError(f"unknown device {name!r}: choose one of {', '.join(DEVICES)}")
+    known = (*DEVICES, TIMING) if timing else DEVICES
+    if kind not in known:
+        raise InputError(f"unknown device {name!r}: choose one of {', '.join(known)}")
     if arguments:
         raise InputError(f"device {kind!r} takes no arguments, not {arguments!r}")
     return kind

@@ -14,7 +14,20 @@ import traceback
 from collections.abc import Sequence
 
 import tilewright
-from tilewright.cli import bench, chat, compile, configs, demo, doctor, embed, evaluate, generate, synth, verilog
+from tilewright.cli import (
+    bench,
+    chat,
+    compile,
+    configs,
+    demo,
+    doctor,
+    embed,
+    evaluate,
+    generate,
+    profile,
+    synth,
+    verilog,
+)
 from tilewright.cli.options import Parser, examples
 from tilewright_hw.arch import DeviceError, TilewrightError
 
@@ -38,7 +51,7 @@ def parser() -> Parser:
     )
     top.add_argument("--version", action="version", version=f"tilewright {tilewright.__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (generate, chat, compile, demo, embed, evaluate, configs, verilog, synth, bench, doctor):
+    for module in (generate, chat, compile, demo, embed, evaluate, configs, verilog, synth, bench, profile, doctor):
         module.add(commands)
     return top
 

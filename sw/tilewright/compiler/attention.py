@@ -95,6 +95,7 @@ class AttentionBlock(NormBlock):
 
     def attend_rows(self, layer: int) -> Iterator[None]:
         """Queries, keys and values -> the attention's output, of all rows."""
+        self.e.part = f"layers.{layer}.attention"
         heads = self.spec.heads + self.spec.kv_heads
         if self.parts == 1 and not self.spec.qk_norm:
             self._rotate(0, heads, INT8)
@@ -131,6 +132,7 @@ class AttentionBlock(NormBlock):
 
     def _output(self, layer: int) -> Iterator[None]:
         """Project the attention's output, and add it to the residual stream."""
+        self.e.part = f"layers.{layer}.wo"
         plan, spec = self.plan, self.spec
         wo = self.image.matrices[f"layers.{layer}.wo"]
         self.add_bias(wo)
@@ -163,6 +165,7 @@ class AttentionBlock(NormBlock):
 
     def _project(self, name: str, head: int) -> None:
         """Rows in act_x -> queries, keys, values, from head `head` of their rows on."""
+        self.e.part = name
         matrix, rows = self.image.matrices[name], self.plan.qkv
         offset = head * self.plan.head_words
         part = rows.part(offset, rows.size - offset)
@@ -195,6 +198,7 @@ class AttentionBlock(NormBlock):
 
     def _finish_heads(self, layer: int, head: int, heads: int) -> None:
         """Norm, rotation and scales of some heads: queries or keys."""
+        self.e.part = f"layers.{layer}.attention"
         if self.spec.qk_norm:
             self._head_norm(layer, head, heads)
         self._rotate(head, heads, self.act_quantum if head < self.spec.heads else INT8)

@@ -52,6 +52,8 @@ class Sink(Protocol):
 
     bank: int
     """Accumulator bank of the next product: products take turns, so that one is drained while the next is made."""
+    part: str
+    """What of the model the instructions are for, such as `layers.0.qkv`; for those who ask where time goes."""
 
     def emit(
         self, op: Op, reads: Iterable[Region] = (), writes: Iterable[Region] = (), comment: str = "", **operands: Any
@@ -86,7 +88,10 @@ class Emitter:
     """Collects a program; see the module's text."""
 
     program: list[Instruction] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    """The `part` of each instruction of the program."""
     bank: int = 0
+    part: str = ""
     _issued: dict[Unit, int] = field(default_factory=lambda: dict.fromkeys(Unit, 0))
     _accesses: dict[str, list[_Access]] = field(default_factory=dict)
 
@@ -104,7 +109,7 @@ class Emitter:
         last = self.dependencies(unit, reads, writes)
         waits = {other: min(self._issued[other] - number, MAX_WAIT) for other, number in last.items()}
         fields, patches = _split(operands)
-        self.program.append(Instruction(op, fields, waits, patches, comment))
+        self._append(Instruction(op, fields, waits, patches, comment))
         number = self._issued[unit]
         self._issued[unit] = number + 1
         for region in reads:
@@ -126,7 +131,11 @@ class Emitter:
 
     def control(self, op: Op, **operands: int) -> None:
         """Append an instruction of the sequencer's own."""
-        self.program.append(Instruction(op, operands))
+        self._append(Instruction(op, operands))
+
+    def _append(self, instruction: Instruction) -> None:
+        self.program.append(instruction)
+        self.parts.append(self.part)
 
     def _record(self, region: Region, unit: Unit, number: int, write: bool) -> None:
         accesses = self._accesses.setdefault(region.space, [])

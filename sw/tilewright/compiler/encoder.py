@@ -18,10 +18,12 @@ from tilewright.compiler.image import ModelImage
 from tilewright.compiler.layout import address, round_up
 from tilewright.compiler.plan import Plan, Tiling, cut_rows, make_plan
 from tilewright.compiler.positions import Positions
-from tilewright.compiler.schedule import Lane, merge
+from tilewright.compiler.schedule import Lane, Schedule, merge
 from tilewright.compiler.transformer import TransformerBlock
 from tilewright_hw.arch.isa import Dest, Element, LoadFormat, Op
 
+ROWS = "rows"
+"""The part of a program that brings rows to memory and back."""
 _LINE = 64
 """LDREGS reads from a multiple of this."""
 
@@ -41,6 +43,7 @@ class EncoderBlock(TransformerBlock):
 
     def begin(self) -> Iterator[None]:
         """Emit the first stage."""
+        self.e.part = "embedding"
         registers = address(self.image.arguments.start + self.table)
         self.e.control(Op.LDREGS, count=self.at.registers, **registers)
         self.embed()
@@ -73,6 +76,7 @@ class EncoderBlock(TransformerBlock):
 
     def _spill(self) -> None:
         """Rows to memory."""
+        self.e.part = ROWS
         x, at = self.plan.x, self._memory.start
         self.vector([x], [], comment="rows to memory", **self.x_rows(), dest=Dest.STORE_FP32)
         self.e.emit(
@@ -82,7 +86,7 @@ class EncoderBlock(TransformerBlock):
 
     def _fetch(self, layer: int) -> None:
         """Rows from memory, quantised as they were before."""
-        row = self.image.dim_row
+        self.e.part, row = ROWS, self.image.dim_row
         self.load(self._memory, Value(0), row, self.plan.x, self.m, row, self.w_dim, LoadFormat.FP32, "rows")
         self.load_rotary_factors()
         if self.spec.norm_after:
@@ -122,6 +126,10 @@ class EncoderCompiler:
 
     def encode(self, tokens: int) -> bytes:
         """Return the program for a text of so many tokens, whose hidden rows it stores."""
+        return self.schedule(tokens).assemble()
+
+    def schedule(self, tokens: int) -> Schedule:
+        """Return the program of `encode` before it is assembled."""
         image = self.image
         cuts, tables = self._cuts(tokens)
         lanes = [Lane() for _ in range(1 + max(cut.slot for cut in cuts))]
@@ -139,7 +147,7 @@ class EncoderCompiler:
                     block.load_table()
                 for _ in block.begin() if layer is None else block.layer(layer):
                     pass
-        return merge(lanes, image.config).assemble()
+        return merge(lanes, image.config)
 
     def arguments(self, tokens: Sequence[int]) -> NDArray[np.uint32]:
         """Return the argument block of a text: each block's registers, which hold its tokens."""

@@ -22,6 +22,7 @@ class FeedForwardBlock(NormBlock):
 
     def load_table(self) -> None:
         """Load the activation's table, if it has one: once in a program."""
+        self.e.part = "embedding"
         table, region = table_of(self.spec.activation), self.image.table
         if table is not None and region is not None:
             self.e.emit(
@@ -35,6 +36,7 @@ class FeedForwardBlock(NormBlock):
         if not spec.norm_after:
             self.normalise(f"layers.{layer}.ffn_norm")
         yield
+        self.e.part = f"layers.{layer}.w_up"
         down = matrices[f"layers.{layer}.w_down"]
         self.add_bias(down)
         gate, up = matrices.get(f"layers.{layer}.w_gate"), matrices[f"layers.{layer}.w_up"]
@@ -50,6 +52,7 @@ class FeedForwardBlock(NormBlock):
         if not fused:
             self.row_scale(plan.hidden, spec.ffn, "sh")
         yield
+        self.e.part = f"layers.{layer}.w_down"
         self.quantise(plan.hidden, spec.ffn, plan.act_h, "sh")
         yield
         self.add_product(down, plan.act_h, "sh", "x += feed-forward")

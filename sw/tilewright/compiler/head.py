@@ -58,7 +58,7 @@ class HeadBlock(NormBlock):
     def hidden(self, row: int, rows: int, at_row: int) -> None:
         """Final norm of all rows; float32 rows of `rows` of them go to row `at_row` of the logits on."""
         plan, image = self.plan, self.image
-        source = plan.x
+        self.e.part, source = "hidden", plan.x
         if self.spec.final_norm:
             self.normalise("final_norm", quantise=False)
             source = plan.normed
@@ -84,6 +84,7 @@ class HeadBlock(NormBlock):
         self, row: int, rows: int, first: int, tiles: int, writes: list[Region] | None = None, **operands: Any
     ) -> int:
         """Drain some tiles of the classifier; returns how many logits they are."""
+        self.e.part = "classifier"
         matrix = self.image.matrices["classifier"]
         scales = self.scales(matrix, first, tiles)
         acc = self.product(matrix, self.plan.act_x, first, tiles, row, rows)

@@ -76,6 +76,10 @@ class LlamaCompiler:
         The logits of each are stored, or, if `logits` is 'token', the index of the largest one (`ModelImage.token`).
         InputError if so many rows do not fit the configuration.
         """
+        return self.decode_schedule(rows, logits).assemble()
+
+    def decode_schedule(self, rows: int = 1, logits: str = "all") -> Schedule:
+        """Return the program of `decode` before it is assembled."""
         image = self.image
         plan = self._decode_plan(rows)
         lane = Lane()
@@ -85,7 +89,7 @@ class LlamaCompiler:
             TransformerBlock(image, plan, positions[0], lane).emit(logits)
         else:
             BatchBlock(image, plan, positions, lane).emit(logits)
-        return merge([lane], image.config).assemble()
+        return merge([lane], image.config)
 
     def _decode_plan(self, rows: int) -> Plan:
         image = self.image

@@ -29,6 +29,7 @@ class NormBlock(Block):
 
     def _norm(self, name: str, into: Region) -> None:
         """Rows of x, whose absolute maxima are known -> normalised rows, and their scales in `sx`."""
+        self.e.part = name
         if self.spec.norm == "layer":
             self._layer_norm(name, into)
         else:

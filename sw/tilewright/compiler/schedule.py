@@ -54,6 +54,7 @@ class Draft:
     comment: str
     operands: dict[str, Any]
     block: int
+    part: str = ""
 
 
 @dataclass
@@ -67,17 +68,18 @@ class Lane:
     bank: int = 0
     block: int = 0
     aliases: Sequence[Alias] = ()
+    part: str = ""
 
     def emit(
         self, op: Op, reads: Iterable[Region] = (), writes: Iterable[Region] = (), comment: str = "", **operands: Any
     ) -> None:
         """Record an instruction of one of the units."""
         renamed = tuple(self._rename(r, False) for r in reads), tuple(self._rename(w, True) for w in writes)
-        self.drafts.append(Draft(op, *renamed, comment, operands, self.block))
+        self.drafts.append(Draft(op, *renamed, comment, operands, self.block, self.part))
 
     def control(self, op: Op, **operands: int) -> None:
         """Record an instruction of the sequencer's own."""
-        self.drafts.append(Draft(op, (), (), "", operands, self.block))
+        self.drafts.append(Draft(op, (), (), "", operands, self.block, self.part))
 
     def _rename(self, region: Region, write: bool) -> Region:
         if region.space == "mem":
@@ -230,6 +232,7 @@ class _Machine:
         asked = -1  # when weights were asked for
         for draft, cycles, value, last in zip(item.drafts, item.cycles, item.values, item.last, strict=True):
             self.issued += ISSUE
+            self.emitter.part = draft.part
             if draft.op not in UNIT_OF:
                 self.emitter.control(draft.op, **draft.operands)
                 continue

@@ -17,6 +17,7 @@ class TransformerBlock(EmbeddingBlock, AttentionBlock, FeedForwardBlock, HeadBlo
         results: 'none', 'last' or 'all' of its rows' logits (hidden rows where the model has no classifier), or
         'token': the index of the largest logit of the last row, or, of a batch, of each.
         """
+        self.e.part = "embedding"
         if self.first_row == 0:
             self.load_table()
         self.embed()

@@ -21,6 +21,8 @@ class Burst:
     fields: Fields
     run_end: bool
     end: bool
+    ready: int = NEVER
+    """From this cycle on its room is free; NEVER while that is not known."""
 
 
 class Bursts:
@@ -114,15 +116,22 @@ class Room:
     sources : functions of an int
         Each returns what comes back as number i from there, or None if that is not known. The cycles of a source do
         not fall. Beats that come back in a cycle are seen in the next.
+
+    Attributes
+    ----------
+    certain : bool
+        What `when` returned last stays true: nothing that the first source does not know yet can come sooner.
     """
 
     def __init__(self, size: int, *sources: Callable[[int], Return | None]) -> None:
         self.free = size
         self._sources = sources
         self._next = [0] * len(sources)
+        self.certain = True
 
     def when(self, beats: int) -> int:
         """Return the first cycle in which so many beats are free; NEVER if that is not known."""
+        self.certain = True
         return 0 if self.free >= beats else self._wait(beats)[0]
 
     def take(self, beats: int) -> None:
@@ -137,6 +146,7 @@ class Room:
         heads = [give(at) for give, at in zip(self._sources, following, strict=True)]
         while free < beats:
             source, soonest = -1, NEVER
+            self.certain &= heads[0] is not None
             for index, head in enumerate(heads):
                 if head is not None and head[0] < soonest:
                     source, soonest = index, head[0]

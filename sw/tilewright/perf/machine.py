@@ -288,19 +288,19 @@ class Machine:
     # Sequencer
 
     def _take(self) -> None:
-        """Take the beats of the next instruction, if all of them are known to come, and check it."""
-        begin = self._at * self.beats
-        self._wanted = len(self._written) < begin + self.beats
-        if self._wanted:
-            return
-        taken = self._take_from - 1
-        for written in self._written[begin : begin + self.beats]:
-            taken = max(taken + 1, written + FIFO_LATENCY)
-            self._beats_taken.append(taken)
-        self._post_ask(self._beats_taken[begin] + 1)
-        step = self.steps[self._at]
-        patching = step.patches + 1 if step.patches else 0
-        self._post(taken + 2 + patching, self._issue)
+        """Take the beats of the next instruction that are known to come; with the last of them, check it."""
+        taken, end = self._beats_taken, (self._at + 1) * self.beats
+        number = len(taken)
+        for written in self._written[number:end]:
+            before = taken[-1] if taken else 0
+            taken.append(max(before + 1, self._take_from, written + FIFO_LATENCY))
+        if len(taken) > number:
+            self._post_ask(taken[number] + 1)
+        self._wanted = len(taken) < end
+        if not self._wanted:
+            step = self.steps[self._at]
+            patching = step.patches + 1 if step.patches else 0
+            self._post(taken[-1] + 2 + patching, self._issue)
 
     def _issue(self, cycle: int) -> None:
         """Issue the instruction at hand, or wait for what keeps it."""

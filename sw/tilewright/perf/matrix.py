@@ -47,9 +47,8 @@ class Matrix:
         self._fifo = 0
         self._offered = 0
         self._start = self._taken = self._last_row = -(1 << 30)
-        # The accumulator behind the last row, that of the first row of the running sum, and their bank.
-        self._next_acc = self._sum_acc = 0
-        self._bank = -1
+        # The accumulator behind those of the command before, and their bank.
+        self._behind, self._bank = 0, -1
 
     def take(self, cycle: int, fields: Fields) -> None:
         """Take a MATMUL; only when the walker is free."""
@@ -70,54 +69,42 @@ class Matrix:
         rows, span, offered, left = self._command_rows, self.span, self._offered, self._left
         start, taken, last_row = self._start, self._taken, self._last_row
         count = min(left, len(available) - len(pops))
-        for index in range(len(pops), len(pops) + count):
+        index = self._index
+        for arrival in available[len(pops) : len(pops) + count]:
             able = max(offered, start + span, taken + 1)
-            start = max(able, available[index])
+            start = able if able > arrival else arrival
             if start > able:
                 self.wait_tile += max(0, start - max(able, last_row + 1))
             pops.append(start + free_after)
             taken = max(start + 1, last_row)  # the issuer takes it while the tile before issues its last row
-            if taken < last_row + 3:
-                taken = self._hold(taken, last_row)
-            self._count_accumulators()
+            if taken < last_row + 2:
+                taken = self._hold(taken, last_row, index)
             last_row = taken + rows
             offered = start + 1
+            index += 1
+        self._index = index
         self._start, self._taken, self._last_row = start, taken, last_row
         self._offered, self._left = offered, left - count
         self.rows += count * rows
         if not self._left:
+            self._bank = self._fields["bank"]
+            self._behind = self._fields["acc"] + self._fields["n"] * self._fields["groups"] * rows
             self._walker_free(start + 1)
             self._done(last_row + self.latency)
 
-    def _place(self) -> tuple[bool, bool, int]:
-        """Return of the next tile: whether it begins a sum, adds to what is there, and its first accumulator."""
-        fresh, first = self._index % self._fields["k"] == 0, self._index == 0
-        adds = not fresh or bool(self._fields["accumulate"])
-        if first:
-            return fresh, adds, self._fields["acc"]
-        return fresh, adds, self._next_acc if fresh else self._sum_acc
+    def _hold(self, taken: int, last_row: int, index: int) -> int:
+        """Return when the issuer takes tile `index` of the command.
 
-    def _hold(self, taken: int, last_row: int) -> int:
-        """Return when the issuer takes the next tile, which adds to what the last two rows may not have stored yet.
-
-        `taken` is when it could, a cycle or less than three after the last row.
+        It could in cycle `taken`, less than three after the last row; but if it adds to accumulators that the last two
+        rows may not have stored yet, it waits.
         """
-        fresh, adds, start = self._place()
-        if not adds or (fresh and self._index) or self._fields["bank"] != self._bank:
+        fields, rows = self._fields, self._command_rows
+        fresh = index % fields["k"] == 0
+        if (fresh and (index or not fields["accumulate"])) or (not index and fields["bank"] != self._bank):
             return taken
+        start = fields["acc"] + index // fields["k"] * rows
+        behind = fields["acc"] + ((index - 1) // fields["k"] + 1) * rows if index else self._behind
         # The register of accumulators stands at the last row in its cycle, and one further from then on.
-        while taken < last_row + 2:
-            at = self._next_acc - (taken == last_row)
-            if (at - start) % self._acc_rows > 1:
-                break
+        while taken < last_row + 2 and (behind - (taken == last_row) - start) % self._acc_rows <= 1:
             taken += 1
         return taken
-
-    def _count_accumulators(self) -> None:
-        """Note which accumulators the rows of the next tile go to."""
-        fresh, _, start = self._place()
-        if fresh:
-            self._sum_acc = start
-        self._next_acc = start + self._command_rows
-        self._bank = self._fields["bank"]
-        self._index += 1

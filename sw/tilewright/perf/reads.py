@@ -127,8 +127,13 @@ class Reads:
         head = self.weights.head
         if head is None:
             return NEVER
-        room, came = self._weight_room.when(self._reserved(head)), self._window.when(head.beats)
-        return min(max(max(head.offered, room, came) + 1, self._weight_not_before), NEVER)
+        ready = head.ready
+        if ready == NEVER:
+            room, came = self._weight_room.when(self._reserved(head)), self._window.when(head.beats)
+            ready = max(head.offered, room, came)
+            if ready < NEVER and self._weight_room.certain:
+                head.ready = ready
+        return min(max(ready + 1, self._weight_not_before), NEVER)
 
     @staticmethod
     def _reserved(head: Burst) -> int:
@@ -139,10 +144,12 @@ class Reads:
         head = self.loads.head
         if head is None:
             return NEVER
-        room = self._load_fifo.when(head.beats)
-        if head.fields["dest"] == LoadDest.STREAM:
-            room = max(room, self._stream_room.when(head.beats))
-        return min(max(head.offered, room) + 1, NEVER)
+        if head.ready == NEVER:
+            room = self._load_fifo.when(head.beats)
+            if head.fields["dest"] == LoadDest.STREAM:
+                room = max(room, self._stream_room.when(head.beats))
+            head.ready = min(max(head.offered, room), NEVER)
+        return min(head.ready + 1, NEVER)
 
     def issue(self, cycle: int) -> Unit | None:
         """Choose in this cycle, which `next_issue` gave; return which unit's burst went, if any."""

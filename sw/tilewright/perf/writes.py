@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import ceil
 
+from tilewright.perf.bursts import NEVER
 from tilewright.perf.timing import (
     FIFO_LATENCY,
     ROW_LATENCY,
@@ -110,8 +111,9 @@ class Writes:
         self._period: float = 1 if rate >= 1 else 1 / rate
         self._latency = memory.latency + (0 if memory.stall == 0 else round(memory.stall / (1 - memory.stall)))
         self.beats = 0
-        # Words: cycles in which each left the vector unit's FIFO, and in which the packer took it.
+        # Words: cycles in which the vector unit's FIFO offers each, in which it left that, and the packer took it.
         self._vectors: deque[_Vector] = deque()
+        self._offered: list[int] = []
         self._moved: list[int] = []
         self._taken: list[int] = []
         # Commands, their runs, and the cycles in which each run was walked and taken by the packer.
@@ -121,6 +123,7 @@ class Writes:
         self._runs_read: list[int] = []
         # Bursts: cycles in which they were asked for and answered.
         self._asked: list[int] = []
+        self._left_splitter = NEVER  # the burst that is to be asked for next left the splitter in this cycle
         self._answers: list[int] = []
         self._address_side, self._data_side = self._addresses(), self._data()
 
@@ -143,29 +146,26 @@ class Writes:
         self._issue_words()
 
     def _issue_words(self) -> None:
-        """Issue words as far as the room behind them is known."""
-        moved, taken = self._moved, self._taken
+        """Issue words, and move them to the store unit's FIFO, as far as the room behind them is known."""
+        while self._issue_more() | self._move_more():
+            pass
+
+    def _issue_more(self) -> bool:
+        """Issue words as far as it is known when those before them leave the first FIFO; return whether any were."""
+        moved, offered = self._moved, self._offered
+        before = len(offered)
         while self._vectors:
             vector = self._vectors[0]
             words = vector.words
             total = words.rows * words.words
             while vector.issued < total:
-                index = len(moved)
-                behind = index - (STORE_FIFO - 1)  # must have come to the second FIFO's output
-                if behind > len(taken):
-                    return
+                index = len(offered)
                 issue = vector.next
-                if index >= STORE_DEPTH and moved[index - STORE_DEPTH] >= issue:
-                    issue = moved[index - STORE_DEPTH] + 1
-                move = issue + words.delay + FIFO_LATENCY
-                if index and moved[-1] >= move:
-                    move = moved[-1] + 1
-                if behind >= 0:
-                    out = moved[behind] + 1
-                    if behind and taken[behind - 1] > out:
-                        out = taken[behind - 1]
-                    move = max(move, out + 1)
-                moved.append(move)
+                if index >= STORE_DEPTH:
+                    if index - STORE_DEPTH >= len(moved):
+                        return len(offered) > before
+                    issue = max(issue, moved[index - STORE_DEPTH] + 1)
+                offered.append(issue + words.delay + FIFO_LATENCY)
                 vector.issued += 1
                 vector.waited += self._without_room(index, vector, issue)
                 vector.next = issue + words.step
@@ -174,6 +174,27 @@ class Writes:
                 vector.last = issue
             self._vectors.popleft()
             vector.finished(vector.last, vector.waited)
+        return len(offered) > before
+
+    def _move_more(self) -> bool:
+        """Move words from the first FIFO to the second as far as its room is known; return whether any were."""
+        moved, taken, offered = self._moved, self._taken, self._offered
+        before = len(moved)
+        while len(moved) < len(offered):
+            index = len(moved)
+            behind = index - (STORE_FIFO - 1)  # must have come to the second FIFO's output
+            if behind > len(taken):
+                break
+            move = offered[index]
+            if index and moved[-1] >= move:
+                move = moved[-1] + 1
+            if behind >= 0:
+                out = moved[behind] + 1
+                if behind and taken[behind - 1] > out:
+                    out = taken[behind - 1]
+                move = max(move, out + 1)
+            moved.append(move)
+        return len(moved) > before
 
     def _without_room(self, index: int, vector: _Vector, issue: int) -> int:
         """Return the cycles without room since the word before was issued."""
@@ -188,15 +209,17 @@ class Writes:
 
     def _addresses(self) -> Iterator[None]:
         """Walk runs and ask for bursts as far ahead as the queues allow; yield where more must be known."""
-        free = went = 0  # the splitter is free; the burst before was asked for
+        free = 0  # the splitter's
         while True:
             while not self._commands:
+                self._go_ahead()
                 yield
             offered, runs = self._commands.popleft()
             offered += ROW_LATENCY + RUN_WALK_LATENCY
             for run in runs:
                 behind = len(self._runs_taken) - (STORE_RUNS - 1)
                 while behind > len(self._runs_read):
+                    self._go_ahead()
                     yield
                 taken = max(offered, free)
                 if behind >= 0:
@@ -206,19 +229,27 @@ class Writes:
                 self._queue.append(run)
                 if run.end:
                     self._free(taken + 1)
-                left = taken
+                free = taken
                 first, last = run.at // self.block, (run.at + (run.count << run.size) - 1) // self.block
                 for _ in range(first, last + 1):
                     # A burst leaves the splitter for a place of its own, once the one before has gone from there.
-                    left = max(left, went) + 1
-                    limited = len(self._asked) - self.limit
-                    while limited >= len(self._answers):
+                    while not self._go_ahead():
                         yield
-                    went = left
-                    if limited >= 0:
-                        went = max(went, self._answers[limited] + 1)
-                    self._asked.append(went)
-                free = left
+                    free = max(free, self._asked[-1] if self._asked else 0) + 1
+                    self._left_splitter = free
+
+    def _go_ahead(self) -> bool:
+        """Ask for the burst that has left the splitter, if it is known when; return whether there is none any more."""
+        if self._left_splitter != NEVER:
+            limited = len(self._asked) - self.limit
+            if limited >= len(self._answers):
+                return False
+            went = self._left_splitter
+            if limited >= 0:
+                went = max(went, self._answers[limited] + 1)
+            self._asked.append(went)
+            self._left_splitter = NEVER
+        return True
 
     def _data(self) -> Iterator[None]:
         """Move pieces into beats; yield where a run or a word must be known."""
@@ -237,6 +268,7 @@ class Writes:
             # The packer takes a run with the last piece of the one before.
             read = max(self._run_out(len(self._runs_read)) + 1, go)
             self._runs_read.append(read)
+            next(self._address_side)  # it may have waited for this
             free = read + 1
             elements, left, at = 1 << run.step, run.count, run.at
             piece = elements << run.size
@@ -245,6 +277,7 @@ class Writes:
                 if new_burst:
                     number = len(self._answers)
                     while number >= len(self._asked):
+                        self._go_ahead()
                         next(self._address_side)
                         if number >= len(self._asked):
                             yield
