@@ -19,9 +19,8 @@ from tilewright_hw.arch.isa import BYTES, Dest, Element, LoadDest, Op, Reduce, S
 
 INSTRUCTIONS = 3
 """Of a pass: MATMUL, VECTOR, STORE."""
-PASS_OVERHEAD = 23
+PASS_OVERHEAD = 20
 """Cycles of a pass in which neither its rows nor its sums move: queues, pipelines; and the way through the array."""
-
 BUS_MARGIN = 1.06
 """What reading takes over its beats, where loads, weights and instructions take turns."""
 
