@@ -19,6 +19,7 @@ OWN = "docs/tutorials/own_activation.md"
 BLOCKS = "docs/blocks.md"
 BLOCK = "docs/tutorials/own_block.md"
 WATCH = "docs/tutorials/watch_softmax.md"
+MODELS = "docs/models.md"
 
 
 def read(page):
@@ -33,6 +34,7 @@ def read(page):
         (OWN, 24),
         (BLOCK, 30),
         (WATCH, 35),
+        (MODELS, 35),
         pytest.param(BLOCKS, 55, marks=pytest.mark.slow),
     ],
 )
@@ -69,6 +71,6 @@ def test_other_snippets_are_python():
         ast.parse(block)
 
 
-@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/architecture.md", OWN, BLOCK, BLOCKS, WATCH])
+@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/architecture.md", OWN, BLOCK, BLOCKS, WATCH, MODELS])
 def test_lines_are_short_enough_to_read(page):
     assert [line for line in read(page).splitlines() if len(line) > 120 and not line.startswith("|")] == []
