@@ -219,6 +219,7 @@ def checks(purpose: Purpose = "rtl") -> list[Check]:
             "dev",
             _distribution("PyVerilator", "pyverilator", _extra("interactive")),
         ),
+        ("Matplotlib", "pictures of profile", "dev", _distribution("matplotlib", "matplotlib", _extra("plot"))),
     ]
     made = [
         Check(
