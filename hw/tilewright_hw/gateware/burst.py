@@ -92,18 +92,19 @@ class RunGenerator(wiring.Component):
         m = Module()
         command, out = self.i.p, self.o.p
         step, stride = Signal(32), Signal(32)
-        left = Signal(16)
+        left, more = Signal(16), Signal()  # `more`: there are some left; commands wait for it
         free = Signal()
         m.d.comb += free.eq(self.o.ready | ~self.o.valid)
-        m.d.comb += self.i.ready.eq(free & (left == 0))
+        m.d.comb += self.i.ready.eq(free & ~more)
         with m.If(free):
-            m.d.sync += self.o.valid.eq(left != 0)
-            with m.If(left != 0):
+            m.d.sync += self.o.valid.eq(more)
+            with m.If(more):
                 m.d.sync += [
                     out.addr.eq(out.addr + step),
                     out.last.eq(left == 1),
                     step.eq(stride),
                     left.eq(left - 1),
+                    more.eq(left != 1),
                 ]
             with m.Elif(self.i.valid):
                 # One adder serves both sums: the first step goes from the base register to the first run.
@@ -114,6 +115,7 @@ class RunGenerator(wiring.Component):
                     out.last_byte.eq(command.bytes - 1),
                     out.tag.eq(command.tag),
                     left.eq(command.count),
+                    more.eq(1),
                 ]
         return m
 
