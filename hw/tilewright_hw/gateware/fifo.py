@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import fifo, stream, wiring
+from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from tilewright_hw.gateware.checks import check_integer, check_shape
@@ -56,17 +56,37 @@ class StreamFifo(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        item = Cat(self.i.payload)
-        m.submodules.fifo = store = fifo.SyncFIFOBuffered(width=len(item), depth=self.depth)
+        waiting = self.depth - 1  # items in the memory at most: one more is in its output register
+        level, write, read = Signal(range(waiting + 1)), Signal(), Signal()
+        m.submodules.storage = storage = memory.Memory(
+            # Of two pointers that are equal, one stands still: the FIFO is empty or full.
+            shape=len(Cat(self.i.payload)),
+            depth=waiting,
+            init=[],
+            attrs=NO_COLLISION,
+        )
+        w, r = storage.write_port(), storage.read_port()
         m.d.comb += [
-            store.w_data.eq(item),
-            store.w_en.eq(self.i.valid),
-            self.i.ready.eq(store.w_rdy),
-            Cat(self.o.payload).eq(store.r_data),
-            self.o.valid.eq(store.r_rdy),
-            store.r_en.eq(self.o.ready),
-            self.level.eq(store.level),
+            self.i.ready.eq(level != waiting),
+            write.eq(self.i.valid & self.i.ready),
+            read.eq((level != 0) & (~self.o.valid | self.o.ready)),
+            w.en.eq(write),
+            w.data.eq(Cat(self.i.payload)),
+            r.en.eq(read),
+            Cat(self.o.payload).eq(r.data),
+            self.level.eq(level + self.o.valid),
         ]
+        for port, moves in ((w, write), (r, read)):
+            with m.If(moves):
+                m.d.sync += port.addr.eq(Mux(port.addr == waiting - 1, 0, port.addr + 1))
+        with m.If(write & ~read):
+            m.d.sync += level.eq(level + 1)
+        with m.Elif(read & ~write):
+            m.d.sync += level.eq(level - 1)
+        with m.If(read):
+            m.d.sync += self.o.valid.eq(1)
+        with m.Elif(self.o.ready):
+            m.d.sync += self.o.valid.eq(0)
         return m
 
 

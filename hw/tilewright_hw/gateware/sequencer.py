@@ -7,7 +7,7 @@ and one `CommandQueue` per unit holds back each command until those that it depe
 from __future__ import annotations
 
 from amaranth import Array, Cat, Const, Module, Mux, Signal
-from amaranth.lib import data, fifo, memory, stream, wiring
+from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
@@ -26,6 +26,7 @@ from tilewright_hw.arch.isa import (
 )
 from tilewright_hw.arch.registers import ErrorCode
 from tilewright_hw.gateware.checks import check_config
+from tilewright_hw.gateware.fifo import StreamFifo
 from tilewright_hw.gateware.layouts import operands, unpack_operands
 
 __all__ = ["CommandQueue", "InstructionFetch", "Sequencer"]
@@ -118,15 +119,15 @@ class InstructionFetch(wiring.Component):
         self._ended = Signal()
         self._for_table = Signal()
 
-        m.submodules.buffer = self._buffer = fifo.SyncFIFOBuffered(width=self.config.bus_bits, depth=depth)
+        m.submodules.buffer = self._buffer = StreamFifo(self.config.bus_bits, depth)
         m.d.comb += [
             self._for_table.eq(self._loading & (self._coming == 0)),
             self.i_fetch.ready.eq(1),
-            self._buffer.w_data.eq(self.i_fetch.payload),
-            self._buffer.w_en.eq(self.i_fetch.valid & ~self._for_table),
-            self.o.payload.eq(self._buffer.r_data),
-            self.o.valid.eq(self._buffer.r_rdy & ~self.discard),
-            self._buffer.r_en.eq(self.o.ready | self.discard),
+            self._buffer.i.payload.eq(self.i_fetch.payload),
+            self._buffer.i.valid.eq(self.i_fetch.valid & ~self._for_table),
+            self.o.payload.eq(self._buffer.o.payload),
+            self.o.valid.eq(self._buffer.o.valid & ~self.discard),
+            self._buffer.o.ready.eq(self.o.ready | self.discard),
             self.idle.eq((self._reserved == 0) & ~self._loading),
         ]
         self._request(m)
@@ -157,8 +158,8 @@ class InstructionFetch(wiring.Component):
             with m.Elif(ahead):
                 m.d.comb += asked.eq(1)
                 m.d.sync += [self.fetch.p.addr.eq(addr), addr.eq(addr + step), first.eq(0)]
-        arrived = self._buffer.w_en
-        taken = self._buffer.r_en & self._buffer.r_rdy
+        arrived = self._buffer.i.valid
+        taken = self._buffer.o.ready & self._buffer.o.valid
         more = Mux(asked, self.request_beats, 0)
         m.d.sync += [
             self._coming.eq(self._coming + more - arrived),
@@ -172,7 +173,7 @@ class InstructionFetch(wiring.Component):
     def _watch_for_end(self, m):
         """See an END arrive, before it is decoded."""
         place = Signal(range(max(2, self.beats)))
-        with m.If(self._buffer.w_en):
+        with m.If(self._buffer.i.valid):
             m.d.sync += place.eq(Mux(place == self.beats - 1, 0, place + 1))
             with m.If((place == 0) & (self.i_fetch.payload[:8] == Op.END)):
                 m.d.sync += self._ended.eq(1)
@@ -255,22 +256,20 @@ class CommandQueue(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.entries = entries = fifo.SyncFIFOBuffered(width=self.entry.size, depth=self.depth)
-        head = data.View(self.entry, entries.r_data)
+        m.submodules.entries = entries = StreamFifo(self.entry, self.depth)
+        head = entries.o.payload
+        wiring.connect(m, wiring.flipped(self.i), entries.i)
         met = Signal()
         m.d.comb += [
-            entries.w_data.eq(self.i.payload.as_value()),
-            entries.w_en.eq(self.i.valid),
-            self.i.ready.eq(entries.w_rdy),
             met.eq(Cat(_reached(self.completed[u], head.targets[u]) for u in Unit).all()),
             self.cmd.payload.eq(head.operands),
             self.taken.eq(self.cmd.valid & self.cmd.ready),
-            entries.r_en.eq(self.taken),
-            self.waiting.eq(entries.r_rdy & ~met),
+            entries.o.ready.eq(self.taken),
+            self.waiting.eq(entries.o.valid & ~met),
         ]
         with m.If(self.taken):
             m.d.sync += self.cmd.valid.eq(0)
-        with m.Elif(entries.r_rdy & met & ~self.stop):
+        with m.Elif(entries.o.valid & met & ~self.stop):
             m.d.sync += self.cmd.valid.eq(1)
         return m
 
