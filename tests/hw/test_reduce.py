@@ -55,8 +55,14 @@ def test_variance():
         numbers = [rng.randint(-top, top) for _ in range(rng.randint(1, 40))]
         cases.append((len(numbers), sum(x * x for x in numbers), sum(numbers)))
     cases += [(n, (n - 1) * 65535**2, (n - 1) * 65535) for n in (2, 3, 32767)]
-    vectors = [{"n": n, "i_squares": squares, "i_sum": total} for n, squares, total in cases]
-    f24.check(Variance(), lambda n, i_squares, i_sum: n * i_squares - i_sum**2, vectors)
+    noise = {"start": 0, "n": 3, "i_squares": 12345, "i_sum": -77}  # between the inputs: of no effect
+    vectors = [
+        vector
+        for n, squares, total in cases
+        for vector in ({"start": 1, "n": n, "i_squares": squares, "i_sum": total}, noise)
+    ]
+    got = f24.run_pipeline(Variance(), Variance.LATENCY, vectors)[::2]
+    assert got == [n * squares - total**2 for n, squares, total in cases]
 
 
 def best_reference(places, origin, merged):

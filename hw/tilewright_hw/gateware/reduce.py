@@ -5,6 +5,9 @@ are rigid pipelines without flow control; `latency` (an instance's attribute whe
 cycles from input to output.
 """
 
+from functools import reduce
+from operator import or_
+
 from amaranth import C, Cat, EnableInserter, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -79,13 +82,14 @@ def _is_sum(kind):
 class _Way:
     """The way of rows past the stages of a pipeline, those left out that the kind does not use.
 
-    A stage that is not used keeps nothing: it could come out of it under the next kind.
+    A stage that is not used keeps nothing: it could come out of it under the next kind. What is at a place comes from
+    the last stage before it that the kind uses: all stages meet in one OR there, not in a chain of choices.
     """
 
     def __init__(self, m, valid, beside):
         self.m = m
         self.now = Signal(data.StructLayout({"valid": 1, "beside": len(beside)}))
-        self._valid = [valid]
+        self._sources = [(self.now, C(1))]  # all that may be at this place, and whether the last stage used is theirs
         m.d.comb += [self.now.valid.eq(valid), self.now.beside.eq(beside)]
 
     def past(self, used, cycles, *, name):
@@ -95,15 +99,11 @@ class _Way:
         m.d.comb += [late.beside.eq(before.beside), late.valid.eq(before.valid & used)]
         for n in range(cycles):
             late = delay(m, late, 1, name=f"{name}_{n}")
-            self._valid.append(late.valid)
+        self._sources = [(source, theirs & ~used) for source, theirs in self._sources] + [(late, used)]
         self.now = Signal.like(before, name=f"{name}_now")
-        m.d.comb += self.now.eq(Mux(used, Value.cast(late), Value.cast(before)))
-
-    def asleep_while_empty(self, valid=0):
-        """Return the module, whose registers stand still while nothing is in flight (or `valid`): less to simulate."""
-        awake = Signal()
-        self.m.d.comb += awake.eq(Cat(self._valid, valid).any())
-        return EnableInserter(awake)(self.m)
+        width = len(Value.cast(before))
+        chosen = [Value.cast(source) & theirs.replicate(width) for source, theirs in self._sources]
+        m.d.comb += self.now.eq(reduce(or_, chosen))
 
 
 class MaxTree(wiring.Component):
@@ -320,6 +320,9 @@ class RowReduce(wiring.Component):
 
     Members
     -------
+    awake : In(1)
+        All registers stand still without it: less to simulate. It may be 0 while no beat is in flight, that is from the
+        cycle after `o.valid` until before `i.valid`.
     kind : In(Reduce)
         What is computed; stable, as `merge` and `origin`, while an entry is in flight.
     merge : In(1)
@@ -336,7 +339,14 @@ class RowReduce(wiring.Component):
     def __init__(self, *, lanes):
         self.lanes = check_lanes(lanes)
         super().__init__(
-            {"kind": In(Reduce), "merge": In(1), "origin": In(24), "i": In(reduce_beat(lanes)), "o": Out(row_value())}
+            {
+                "awake": In(1, init=1),
+                "kind": In(Reduce),
+                "merge": In(1),
+                "origin": In(24),
+                "i": In(reduce_beat(lanes)),
+                "o": Out(row_value()),
+            }
         )
 
     def latency(self, kind):
@@ -366,7 +376,7 @@ class RowReduce(wiring.Component):
             self.o.sum.eq(plain),
             self.o.index.eq(index),
         ]
-        return way.asleep_while_empty(self.o.valid)
+        return EnableInserter(self.awake)(m)
 
     def _sums(self, m, valid, first):
         """Add up the beats' integers; return the sum of the kind, and for VAR that of the integers themselves."""
@@ -461,10 +471,13 @@ def row_entry():
 class Variance(wiring.Component):
     """o = n * i_squares - i_sum^2: n^2 times the variance of n integers, exact.
 
-    Rigid pipeline of small products, one result per cycle.
+    Rigid pipeline of small products. Each multiplier makes two of them, one after the other, so inputs come every other
+    cycle at most.
 
     Members
     -------
+    start : In(1)
+        Takes the inputs. Not in two cycles on end.
     n : In(16)
         Integers.
     i_squares : In(48)
@@ -476,6 +489,7 @@ class Variance(wiring.Component):
     """
 
     LATENCY = 3
+    start: In(1)
     n: In(16)
     i_squares: In(48)
     i_sum: In(signed(32))
@@ -483,19 +497,24 @@ class Variance(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        products = [Signal(32, name=f"product_{limb}", reset_less=True) for limb in range(3)]
-        m.d.sync += [p.eq(self.n * self.i_squares[16 * limb :][:16]) for limb, p in enumerate(products)]
-        low, high = self.i_sum[:16], self.i_sum[16:].as_signed()
-        low2, high2 = Signal(32, reset_less=True), Signal(32, reset_less=True)
-        cross = Signal(signed(33), reset_less=True)
-        m.d.sync += [low2.eq(low * low), high2.eq(high * high), cross.eq(high * low)]
+        total = Signal(signed(32), reset_less=True)
+        m.d.sync += total.eq(self.i_sum)
+        low, high = total[:16], total[16:].as_signed()
+        # First n times each 16 bits of the squares, then the three products of the sum's halves.
+        second = ((low, low), (low, high), (high, high))
+        products = [Signal(signed(34), name=f"product_{limb}", reset_less=True) for limb in range(3)]
+        for limb, (product, factors) in enumerate(zip(products, second, strict=True)):
+            a, b = (Signal(signed(17), name=f"factor_{limb}_{side}") for side in "ab")
+            m.d.comb += [a.eq(factors[0]), b.eq(factors[1])]
+            with m.If(self.start):
+                m.d.comb += [a.eq(self.n), b.eq(self.i_squares[16 * limb :][:16])]
+            m.d.sync += product.eq(a * b)
 
-        multiple, square = Signal(64, reset_less=True), Signal(64, reset_less=True)
-        difference = Signal(64, reset_less=True)
+        p0, p1, p2 = products
+        multiple, difference = Signal(64, reset_less=True), Signal(64, reset_less=True)
         m.d.sync += [
-            multiple.eq(Cat(products[0], products[2]) + (products[1] << 16)),
-            square.eq(Cat(low2, high2) + (cross << 17)),
-            difference.eq(multiple - square),
+            multiple.eq(Cat(p0[:32], p2[:32]) + (p1[:32] << 16)),
+            difference.eq(multiple - Cat(p0[:32], p2[:32]) - (p1[:33].as_signed() << 17)),
         ]
         m.d.comb += self.o.eq(difference)
         return m
@@ -526,6 +545,9 @@ class RowScalar(wiring.Component):
 
     Members
     -------
+    awake : In(1)
+        All registers stand still without it: less to simulate. It may be 0 while no row is in flight, that is from the
+        cycle after `o.valid` until before `i.valid`.
     kind : In(Reduce)
         Row of the table; like the constants it is stable from the first `i.valid` to the last `o.valid`.
     const1, const2 : In(F24)
@@ -552,6 +574,7 @@ class RowScalar(wiring.Component):
         (INVERTED, ReciprocalUnit.LATENCY),
         ((Reduce.VAR,), FloatMul.LATENCY),
     )
+    awake: In(1, init=1)
     kind: In(Reduce)
     const1: In(F24)
     const2: In(F24)
@@ -610,14 +633,15 @@ class RowScalar(wiring.Component):
         for index, (kinds, cycles) in enumerate(self._STAGES):
             way.past(_among(self.kind, kinds), cycles, name=f"stage{index}")
         m.d.comb += [self.o.valid.eq(way.now.valid), self.o.tag.eq(way.now.beside)]
-        return way.asleep_while_empty()
+        return EnableInserter(self.awake)(m)
 
     def _scaled(self, m, variance):
         """Return the row's sum as a float; for VAR the variance's, and in the cycle before that the sum's."""
         m.submodules.variance = unit = Variance()
         m.submodules.convert = convert = IntToFloat(SUM_WIDTH)
         m.submodules.scale = scale = Scale2()
-        m.d.comb += [unit.n.eq(self.n), unit.i_squares.eq(self.i.value), unit.i_sum.eq(self.i.sum)]
+        m.d.comb += [unit.start.eq(self.i.valid), unit.n.eq(self.n)]
+        m.d.comb += [unit.i_squares.eq(self.i.value), unit.i_sum.eq(self.i.sum)]
         early = Variance.LATENCY - 1
         is_sum = delay(m, self.i.valid & variance, early, name="is_sum")
         total = delay(m, self.i.sum, early, name="total").as_signed()

@@ -409,3 +409,23 @@ class VectorUnit(wiring.Component):
             statistics.addend.eq(tokens.addend),
             statistics.x5.eq(tokens.x5),
         ]
+        coming = tokens.x5.valid & (command.reduce != Reduce.NONE)
+        there = max(map(reduce.latency, Reduce))
+        m.d.comb += [
+            reduce.awake.eq(_awake(m, coming, there, name="reduce")),
+            scalar.awake.eq(_awake(m, coming, there + max(map(scalar.latency, Reduce)), name="scalar")),
+        ]
+
+
+def _awake(m, coming, cycles, *, name):
+    """Return a register that is 1 in the cycle after `coming`, and for so many cycles after that.
+
+    It enables some thousand registers, so it must not come out of logic.
+    """
+    awake, left = Signal(name=f"{name}_awake"), Signal(range(cycles + 1), name=f"{name}_left")
+    m.d.sync += awake.eq(coming | (left != 0))
+    with m.If(coming):
+        m.d.sync += left.eq(cycles)
+    with m.Elif(left != 0):
+        m.d.sync += left.eq(left - 1)
+    return awake
