@@ -1,5 +1,9 @@
 """Cost and clock of the accelerator in an FPGA: how cells are counted, named and placed."""
 
+import json
+import shutil
+
+import numpy as np
 import pytest
 
 from tilewright_hw.arch import AcceleratorConfig, InputError
@@ -7,6 +11,7 @@ from tilewright_sim.synth import TARGETS, Resources, SynthesisError, place, synt
 from tilewright_sim.synth import yosys as tools
 from tilewright_sim.synth.cost import Synthesized, by_block, read_cells
 from tilewright_sim.synth.design import Design, find_block, prepare
+from tilewright_sim.synth.multipliers import TECHMAP, in_tables, map_multipliers
 from tilewright_sim.synth.place import RoutingWatch, critical_path, signal_name
 from tilewright_sim.synth.targets import resources
 from tilewright_sim.toolchain import ToolchainError
@@ -153,6 +158,86 @@ def test_a_missing_tool_is_named(monkeypatch):
 def test_an_unknown_target_is_refused():
     with pytest.raises(ValueError, match=r"^target must be one of ecp5-85k, xc7a100t, not 'ice40'$"):
         synthesize_blocks(TINY, "ice40")
+
+
+def product(a, b, signed=1):
+    return (
+        f"  cell $mul $1\n    parameter \\A_SIGNED {signed}\n    parameter \\B_SIGNED {signed}\n"
+        f"    parameter \\A_WIDTH {a}\n    parameter \\B_WIDTH {b}\n    parameter \\Y_WIDTH {a + b}\n"
+    )
+
+
+def test_products_beyond_the_blocks_become_tables():
+    modules = {"a.x": product(8, 8), "a.y": product(16, 16, signed=0), "a.z": product(8, 8), "b.x": product(8, 8)}
+    modules |= {"a.w": product(2, 8), "a.v": product(8, 8, signed=0)}
+    text = "\n".join(f"module \\{name}\n{body}  end\nend" for name, body in modules.items())
+    design = Design(rtlil=text, shell="", module="a", blocks=())
+    assert in_tables(design, 4.9) == []
+    assert in_tables(design, 3.9) == ["a.x"]
+    assert in_tables(design, 0) == ["a.x", "a.z"]  # no others become tables
+
+
+class Gates:
+    """Evaluates a netlist of gates, carry cells and multiplier blocks, on all inputs at once."""
+
+    def __init__(self, module, inputs):
+        self._values = {"0": np.False_, "1": np.True_}
+        for name, vector in inputs.items():
+            for i, bit in enumerate(module["ports"][name]["bits"]):
+                self._values[bit] = (vector >> i & 1).astype(bool)
+        self._drivers = {
+            bit: cell
+            for cell in module["cells"].values()
+            for port, bits in cell["connections"].items()
+            if cell["port_directions"][port] == "output"
+            for bit in bits
+        }
+
+    def __call__(self, bit):
+        if bit not in self._values:
+            cell = self._drivers[bit]
+            made = getattr(self, cell["type"].strip("$_"))(cell, lambda port: self(cell["connections"][port][0]))
+            self._values |= {cell["connections"][port][0]: value for port, value in made.items()}
+        return self._values[bit]
+
+    def AND(self, cell, pin):
+        return {"Y": pin("A") & pin("B")}
+
+    def NOT(self, cell, pin):
+        return {"Y": ~pin("A")}
+
+    def CCU2C(self, cell, pin):
+        carry, made = pin("CIN"), {}
+        for half in "01":
+            table = np.array([bit == "1" for bit in reversed(cell["parameters"][f"INIT{half}"])])
+            a, b, c, d = (np.asarray(pin(name + half)).astype(int) for name in "ABCD")
+            propagate = table[a + 2 * b + 4 * c + 8 * d]
+            made[f"S{half}"] = propagate ^ carry
+            carry = np.where(propagate, carry, table[a + 2 * b])
+        return made | {"COUT": carry}
+
+    def MULT18X18D(self, cell, pin):
+        a, b = (sum(pin(f"{side}{i}") * (1 << i if i < 17 else -(1 << 17)) for i in range(18)) for side in "AB")
+        return {f"P{i}": (a * b >> i & 1).astype(bool) for i in range(36)}
+
+
+def test_multipliers_multiply(tmp_path):
+    ways = ("in_tables", "in_a_block")
+    source = "module {}(input signed [7:0] a, b, output signed [15:0] y); assign y = a * b; endmodule\n"
+    (tmp_path / "source.v").write_text("".join(map(source.format, ways)))
+    shutil.copy(TECHMAP, tmp_path)
+    script = f"read_verilog source.v\nproc\n{map_multipliers(['in_tables'])}\ndelete */t:$scopeinfo\n"
+    script += "read_verilog -lib +/ecp5/cells_sim.v +/ecp5/cells_bb.v\nsimplemap; techmap; opt_clean; aigmap\n"
+    tools.run_yosys(script + "select in_tables in_a_block\nwrite_json -selected netlist.json\n", tmp_path)
+    modules = json.loads((tmp_path / "netlist.json").read_text())["modules"]
+    a, b = (n.ravel() for n in np.meshgrid(np.arange(-128, 128), np.arange(-128, 128)))
+    for way in ways:
+        gates = Gates(modules[way], {"a": a, "b": b})
+        bits = [gates(bit) for bit in modules[way]["ports"]["y"]["bits"]]
+        got = sum(bit * (1 << i if i < 15 else -(1 << 15)) for i, bit in enumerate(bits))
+        assert np.array_equal(got, a * b), way
+    blocks = [sum(cell["type"] == "MULT18X18D" for cell in modules[way]["cells"].values()) for way in ways]
+    assert blocks == [0, 1]
 
 
 @pytest.mark.parametrize("target", sorted(TARGETS))

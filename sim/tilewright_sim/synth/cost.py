@@ -24,6 +24,7 @@ from tilewright_hw.generate import to_rtlil
 from tilewright_sim.cache import get_or_build
 from tilewright_sim.rtl.build import gateware_key
 from tilewright_sim.synth.design import SHELL, SOURCE, Design, find_block, plain_name, prepare
+from tilewright_sim.synth.multipliers import FILL, TECHMAP, in_tables, map_multipliers
 from tilewright_sim.synth.targets import TARGETS, Family, Resources, Target, resources
 from tilewright_sim.synth.yosys import Progress, run_yosys, tool_version
 
@@ -44,7 +45,8 @@ _SCRIPTS: dict[Family, str] = {
 read_rtlil design.il
 read_verilog shell.v
 hierarchy -check -top {shell}
-synth_ecp5 -top {shell}
+{multipliers}
+synth_ecp5 -top {shell} {options}
 dump -o cells {kinds}
 setattr -mod -unset keep_hierarchy {module}
 flatten
@@ -58,6 +60,9 @@ autoname
 dump -o cells {kinds}
 """,
 }
+# Tables of five and six inputs are pairs and fours of tables whose inputs are all routed: a fifth of the tables less,
+# but crowded together.
+_ROUTABLE = "-nowidelut"
 _KINDS: dict[Family, tuple[str, ...]] = {
     "ecp5": ("LUT4", "CCU2C", "TRELLIS_DPR16X4", "TRELLIS_FF", "MULT18X18D", "MULT9X9D", "DP16KD", "PDPW16KD"),
     "xc7": (
@@ -179,7 +184,7 @@ def by_block(cells: Iterable[Cell], design: Design, family: Family) -> dict[str,
     return sums
 
 
-def _synthesize(design: Design, target: Target, out: Path, tell: Progress) -> None:
+def _synthesize(design: Design, target: Target, out: Path, tell: Progress, *, fit: bool) -> None:
     """Map a design, and leave `costs.json` and the packed netlist in a folder."""
     family = target.family
     with tempfile.TemporaryDirectory(prefix="tilewright-synth-") as name:
@@ -187,7 +192,14 @@ def _synthesize(design: Design, target: Target, out: Path, tell: Progress) -> No
         (folder / "design.il").write_text(design.rtlil, encoding="utf-8")
         (folder / "shell.v").write_text(design.shell, encoding="utf-8")
         kinds = " ".join(f"{design.module}/t:{kind}" for kind in _KINDS[family])
-        script = _SCRIPTS[family].format(shell=SHELL, module=design.module, kinds=kinds)
+        multipliers = ""
+        if family == "ecp5":
+            shutil.copy(TECHMAP, folder)
+            multipliers = map_multipliers(in_tables(design, FILL * target.has.dsps) if fit else [])
+        options = _ROUTABLE if fit else ""
+        script = _SCRIPTS[family].format(
+            shell=SHELL, module=design.module, kinds=kinds, multipliers=multipliers, options=options
+        )
         tell("starting Yosys")
         run_yosys(script, folder, steps=_STEPS, tell=tell)
         costs = by_block(read_cells((folder / "cells").read_text(encoding="utf-8")), design, family)
@@ -199,7 +211,8 @@ def _synthesize(design: Design, target: Target, out: Path, tell: Progress) -> No
 
 def _sources_digest() -> str:
     """Return what identifies the scripts, the shell and the lists of cells."""
-    files = [Path(__file__).with_name(name) for name in ("cost.py", "design.py", "targets.py")]
+    files = [Path(__file__).with_name(name) for name in ("cost.py", "design.py", "targets.py", "multipliers.py")]
+    files.append(TECHMAP)
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -208,6 +221,7 @@ def synthesize_blocks(
     target: str,
     *,
     block: str | None = None,
+    fit: bool = False,
     tell: Progress | None = None,
 ) -> Synthesized:
     """Synthesise an accelerator, or one block of it by itself, and say what each block takes; cached.
@@ -220,6 +234,9 @@ def synthesize_blocks(
         A name of `TARGETS`.
     block : str, optional
         A block: its path, or the last part of it where that is unique.
+    fit : bool
+        For place and route (ECP5): more tables than needed, but products that the device has no multiplier blocks for
+        become tables too, and none is made of several.
     tell : callable, optional
         Told what is being done.
 
@@ -245,9 +262,9 @@ def synthesize_blocks(
     path = None if block is None else find_block(rtlil(), block)
 
     def build(folder: Path) -> None:
-        _synthesize(prepare(rtlil(), path), TARGETS[target], folder, say)
+        _synthesize(prepare(rtlil(), path), TARGETS[target], folder, say, fit=fit)
 
-    key = ["synthesis 1", _sources_digest(), *gateware_key(config), path or "", target, version]
+    key = ["synthesis 1", _sources_digest(), *gateware_key(config), path or "", target, str(fit), version]
     entry = get_or_build(key, build, label=f"synth-{config.name}-{target}")
     costs = json.loads((entry / "costs.json").read_text())
     found = {name: Resources(**used) for name, used in costs.items()}

@@ -64,7 +64,9 @@ def _made(config: AcceleratorConfig, arguments: argparse.Namespace) -> tuple[Syn
     progress, placed = Progress(arguments.quiet), None
     try:
         with progress.stage(f"{what} synthesised for {arguments.target}") as stage:
-            design = synthesize_blocks(config, arguments.target, block=arguments.block, tell=stage.say)
+            design = synthesize_blocks(
+                config, arguments.target, block=arguments.block, fit=arguments.pnr, tell=stage.say
+            )
         if arguments.pnr:
             with progress.stage(f"{what} placed and routed") as stage:
                 placed = place(design, seed=arguments.seed, tell=stage.say)
