@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from tilewright_hw.arch.isa import Func
 from tilewright_hw.gateware import tables
+from tilewright_hw.gateware.fifo import NO_COLLISION
 from tilewright_hw.gateware.float import FloatParts, delay, normalise, round_up, rounded, shift_right
 from tilewright_hw.gateware.layouts import F24, TABLE_SEGMENTS, table_segment, table_write
 
@@ -84,7 +85,9 @@ class Interpolator(wiring.Component):
         segment = Signal(table_segment() if self.loadable else SEGMENT, reset_less=True)
         m.d.sync += [segment.value.eq(port.data.value), segment.step.eq(port.data.step)]
         if self.loadable:
-            m.submodules.ram = ram = memory.Memory(shape=table_segment(), depth=TABLE_SEGMENTS, init=[])
+            m.submodules.ram = ram = memory.Memory(
+                shape=table_segment(), depth=TABLE_SEGMENTS, init=[], attrs=NO_COLLISION
+            )
             read, write = ram.read_port(), ram.write_port()
             m.d.comb += [
                 read.addr.eq(self.addr[: len(read.addr)]),

@@ -26,7 +26,7 @@ from tilewright_hw.arch.isa import (
 )
 from tilewright_hw.arch.registers import ErrorCode
 from tilewright_hw.gateware.checks import check_config
-from tilewright_hw.gateware.fifo import StreamFifo
+from tilewright_hw.gateware.fifo import NO_COLLISION, StreamFifo
 from tilewright_hw.gateware.layouts import operands, unpack_operands
 
 __all__ = ["CommandQueue", "InstructionFetch", "Sequencer"]
@@ -423,7 +423,7 @@ class Sequencer(wiring.Component):
         """Add the patch registers and the adder that applies one patch per cycle."""
         table, lanes = self._fetcher.table, self._fetcher.lanes
         m.submodules.registers = registers = memory.Memory(
-            shape=data.ArrayLayout(32, lanes), depth=REG_COUNT // lanes, init=[]
+            shape=data.ArrayLayout(32, lanes), depth=REG_COUNT // lanes, init=[], attrs=NO_COLLISION
         )
         write = registers.write_port(granularity=1)
         read = registers.read_port()

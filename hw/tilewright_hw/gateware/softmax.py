@@ -7,7 +7,7 @@ from amaranth.utils import ceil_log2
 
 from tilewright_hw.gateware import tables
 from tilewright_hw.gateware.checks import check_integer
-from tilewright_hw.gateware.fifo import StreamFifo
+from tilewright_hw.gateware.fifo import NO_COLLISION, StreamFifo
 from tilewright_hw.gateware.float import FloatAdd, FloatMul, IntToFloat, Scale2, delay, from_order_key, order_key
 from tilewright_hw.gateware.functions import Exp2, Reciprocal
 from tilewright_hw.gateware.layouts import F24, vector_word
@@ -99,7 +99,9 @@ class RowBuffer(wiring.Component):
         m = Module()
         writer, reader = self.writer, self.reader
         bits = ceil_log2(self.words)
-        m.submodules.rows = rows = memory.Memory(shape=vector_word(self.lanes), depth=2 << bits, init=[])
+        m.submodules.rows = rows = memory.Memory(
+            shape=vector_word(self.lanes), depth=2 << bits, init=[], attrs=NO_COLLISION
+        )
         w_port, r_port = rows.write_port(), rows.read_port()
         w_bank, r_bank, c_bank = Signal(), Signal(), Signal()
         word = Signal.like(r_port.data, reset_less=True)

@@ -7,6 +7,7 @@ from amaranth.utils import exact_log2
 
 from tilewright_hw.arch.isa import Add, Op, Scale
 from tilewright_hw.gateware.address import AddressGenerator, Token
+from tilewright_hw.gateware.fifo import NO_COLLISION
 from tilewright_hw.gateware.lane import X0_TO_X5
 from tilewright_hw.gateware.layouts import F24, operands
 from tilewright_hw.gateware.reduce import row_entry, stat_entry
@@ -80,7 +81,8 @@ class RowStatistics(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.memory = store = memory.Memory(shape=stat_entry(), depth=self.entries, init=[])
+        # Rows write other entries than those that are read, or each the one that it has read (docs/architecture.md).
+        m.submodules.memory = store = memory.Memory(shape=stat_entry(), depth=self.entries, init=[], attrs=NO_COLLISION)
         self._write(m, store.write_port())
         stat, fresh = self._read(m, store.read_port())
         command = self.command

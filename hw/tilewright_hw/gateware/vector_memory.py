@@ -5,6 +5,7 @@ from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from tilewright_hw.gateware.fifo import NO_COLLISION
 from tilewright_hw.gateware.layouts import buffer_write, vector_word
 
 __all__ = ["VectorMemory"]
@@ -14,8 +15,8 @@ class VectorMemory(wiring.Component):
     """Words of L floats: one read port, and one write port that the vector unit shares with loads.
 
     A word is at `early` a cycle after `en`, straight from the memory, and at `data`, a register, two cycles after; it
-    stays there until the next. Writes are seen by reads from the next cycle on. `write` is never refused; `i_load`
-    waits for it.
+    stays there until the next. Writes are seen by reads from the next cycle on; a word read in the cycle in which it is
+    written is undefined. `write` is never refused; `i_load` waits for it.
 
     Parameters
     ----------
@@ -62,7 +63,9 @@ class VectorMemory(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.memory = store = memory.Memory(shape=vector_word(self.lanes), depth=self.words, init=[])
+        m.submodules.memory = store = memory.Memory(
+            shape=vector_word(self.lanes), depth=self.words, init=[], attrs=NO_COLLISION
+        )
         read, write = store.read_port(), store.write_port()
         chosen = Signal.like(self.write)
         m.d.sync += self.fresh.eq(self.en)
