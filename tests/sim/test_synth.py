@@ -1,6 +1,7 @@
 """Cost and clock of the accelerator in an FPGA: how cells are counted, named and placed."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -158,6 +159,24 @@ def test_a_missing_tool_is_named(monkeypatch):
 def test_an_unknown_target_is_refused():
     with pytest.raises(ValueError, match=r"^target must be one of ecp5-85k, xc7a100t, not 'ice40'$"):
         synthesize_blocks(TINY, "ice40")
+
+
+def read_port(memory, *, transparent="1'0"):
+    return (
+        f'  cell $memrd_v2 $1\n    parameter \\MEMID "\\{memory}"\n    parameter \\ABITS 4\n    parameter \\WIDTH 8\n'
+        f"    parameter \\TRANSPARENCY_MASK {transparent}\n    parameter \\COLLISION_X_MASK 1'0\n"
+        f"    parameter \\CLK_ENABLE 1\n  end\n"
+    )
+
+
+def test_memories_without_collisions():
+    plain = "module \\b\n  memory width 8 size 16 \\rows\n" + read_port("\\rows") + "end\n"
+    marked = "module \\a\n  attribute \\no_rw_check 1\n  attribute \\x 2\n  memory width 8 size 16 \\rows\n"
+    marked += "  memory width 8 size 16 \\other\n"
+    others = read_port("\\other") + read_port("\\rows", transparent="1'1")
+    found = prepare(marked + read_port("\\rows") + others + "end\n\n" + plain + RTLIL).rtlil
+    mended = marked + read_port("\\rows").replace("X_MASK 1'0", "X_MASK 1'1") + others + "end\n\n" + plain
+    assert re.sub(r"  attribute \\src .*\n", "", found).startswith(mended)
 
 
 def product(a, b, signed=1):

@@ -46,7 +46,7 @@ read_rtlil design.il
 read_verilog shell.v
 hierarchy -check -top {shell}
 {multipliers}
-synth_ecp5 -top {shell} {options}
+synth_ecp5 -top {shell}
 dump -o cells {kinds}
 setattr -mod -unset keep_hierarchy {module}
 flatten
@@ -60,9 +60,6 @@ autoname
 dump -o cells {kinds}
 """,
 }
-# Tables of five and six inputs are pairs and fours of tables whose inputs are all routed: a fifth of the tables less,
-# but crowded together.
-_ROUTABLE = "-nowidelut"
 _KINDS: dict[Family, tuple[str, ...]] = {
     "ecp5": ("LUT4", "CCU2C", "TRELLIS_DPR16X4", "TRELLIS_FF", "MULT18X18D", "MULT9X9D", "DP16KD", "PDPW16KD"),
     "xc7": (
@@ -196,10 +193,7 @@ def _synthesize(design: Design, target: Target, out: Path, tell: Progress, *, fi
         if family == "ecp5":
             shutil.copy(TECHMAP, folder)
             multipliers = map_multipliers(in_tables(design, FILL * target.has.dsps) if fit else [])
-        options = _ROUTABLE if fit else ""
-        script = _SCRIPTS[family].format(
-            shell=SHELL, module=design.module, kinds=kinds, multipliers=multipliers, options=options
-        )
+        script = _SCRIPTS[family].format(shell=SHELL, module=design.module, kinds=kinds, multipliers=multipliers)
         tell("starting Yosys")
         run_yosys(script, folder, steps=_STEPS, tell=tell)
         costs = by_block(read_cells((folder / "cells").read_text(encoding="utf-8")), design, family)
@@ -235,8 +229,7 @@ def synthesize_blocks(
     block : str, optional
         A block: its path, or the last part of it where that is unique.
     fit : bool
-        For place and route (ECP5): more tables than needed, but products that the device has no multiplier blocks for
-        become tables too, and none is made of several.
+        For place and route (ECP5): products that the device has no multiplier blocks to spare for become tables.
     tell : callable, optional
         Told what is being done.
 

@@ -21,6 +21,12 @@ SOURCE = "block:"
 _MODULE = re.compile(r"^module \\(\S+)$", re.M)
 _PORT = re.compile(r"^  wire (?:width (\d+) )?(input|output) \d+\s+(?:signed )?\\(\S+)$", re.M)
 _LOGIC = re.compile(r"  (?:cell \\?\$|process )")
+_MEMORY = re.compile(r"^  attribute \\no_rw_check 1\n(?:  attribute .*\n)*  memory .* (\\\S+)$", re.M)
+_READ = re.compile(
+    r'(?P<head>^  cell \$memrd_v2 .*\n    parameter \\MEMID "\\(?P<name>\\\S+)"\n(?:    parameter .*\n)*?'
+    r"    parameter \\TRANSPARENCY_MASK \d+'0+\n    parameter \\COLLISION_X_MASK \d+')(?P<mask>0+)$",
+    re.M,
+)
 _ELEMENT = re.compile(r"(\\[^\s\[]+)\[(\d+)\]")
 
 
@@ -96,12 +102,28 @@ def prepare(rtlil: str, block: str | None = None) -> Design:
     # ABC9 takes no ports whose names end like a selection of bits.
     text = _ELEMENT.sub(r"\1_\2", rtlil)
     text = text.replace("attribute \\top 1\n", "")
-    text = _with_sources(text)
+    text = _with_sources(_without_collisions(text))
     text = text.replace(f"\nmodule \\{module}\n", f"\nattribute \\keep_hierarchy 1\nmodule \\{module}\n")
     body = text[text.index(f"\nmodule \\{module}\n") :]
     ports = [(name, way, int(width or 1)) for width, way, name in _PORT.findall(body[: body.index("\nend\n")])]
     inside = [name.removeprefix(f"{module}.") for name in _MODULE.findall(rtlil) if name.startswith(f"{module}.")]
     return Design(rtlil=text, shell=_shell(module, ports), module=module, blocks=tuple(inside))
+
+
+def _without_collisions(rtlil: str) -> str:
+    """Tell Yosys which memories are never read where they are written at the same time.
+
+    It heeds the attribute only where it makes a port of a register itself (in Verilog), not where Amaranth says that
+    there is one. Without this a block RAM gets comparators, registers and a choice for each bit.
+    """
+
+    def mended(module: str) -> str:
+        names = set(_MEMORY.findall(module))
+        return _READ.sub(
+            lambda found: found["head"] + found["mask"].replace("0", "1" if found["name"] in names else "0"), module
+        )
+
+    return "".join(mended(module) for module in re.split(r"^(?=module )", rtlil, flags=re.M))
 
 
 def _with_sources(rtlil: str) -> str:
