@@ -43,7 +43,20 @@ KEYS = {
     "seconds",
     "bit_exact",
 }
-COMMANDS = ("generate", "chat", "compile", "demo", "embed", "eval", "configs", "verilog", "synth", "bench", "profile", "doctor")
+COMMANDS = (
+    "generate",
+    "chat",
+    "compile",
+    "demo",
+    "embed",
+    "eval",
+    "configs",
+    "verilog",
+    "synth",
+    "bench",
+    "profile",
+    "doctor",
+)
 
 
 def tilewright(*words: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
