@@ -230,3 +230,14 @@ def test_a_plot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     texts = drawn_text(result, monkeypatch, tmp_path / "roof.png")
     assert (tmp_path / "roof.png").read_bytes().startswith(b"\x89PNG")
     assert {"array: 256 MACs a cycle", "bus: 16 bytes a cycle", "the whole run", "classifier", "its roofline"} <= texts
+
+
+def test_the_bench_as_predicted(command: Command) -> None:
+    done = command("bench", "gemm", "--shape", "20x30x40", "--device", "model", "--json", "--quiet")
+    assert done.code == 0
+    row = json.loads(done.out)["rows"][0]
+    assert row["cycles"] == profile("product", [product_run(CONFIG, 20, 30, 40)], CONFIG).cycles
+    done = command("bench", "gemm", "--shape", "2x3x4", "--device", "model", "--check")
+    assert (done.code, done.out) == (2, "")
+    assert "check must not be given for the device model: it computes nothing" in done.err
+    assert command("generate", "--prompt", "a", "--device", "model").code == 2
