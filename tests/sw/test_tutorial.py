@@ -17,6 +17,7 @@ PAGES = ["README.md", "docs/tutorial.md"]
 OWN = "docs/tutorials/own_activation.md"
 BLOCK = "docs/tutorials/own_block.md"
 WATCH = "docs/tutorials/watch_softmax.md"
+MODELS = "docs/models.md"
 
 
 def read(page):
@@ -24,7 +25,8 @@ def read(page):
 
 
 @pytest.mark.parametrize(
-    ("page", "examples"), [("README.md", 8), ("docs/tutorial.md", 40), (OWN, 24), (BLOCK, 30), (WATCH, 35)]
+    ("page", "examples"),
+    [("README.md", 8), ("docs/tutorial.md", 40), (OWN, 24), (BLOCK, 30), (WATCH, 35), (MODELS, 35)],
 )
 def test_sessions_run(page, examples):
     # A fence would be taken for expected output.
@@ -52,6 +54,6 @@ def test_other_snippets_are_python():
         ast.parse(block)
 
 
-@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/architecture.md", OWN, BLOCK, WATCH])
+@pytest.mark.parametrize("page", ["docs/tutorial.md", "docs/architecture.md", OWN, BLOCK, WATCH, MODELS])
 def test_lines_are_short_enough_to_read(page):
     assert [line for line in read(page).splitlines() if len(line) > 120 and not line.startswith("|")] == []
