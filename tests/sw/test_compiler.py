@@ -7,12 +7,15 @@ import pytest
 from numpy.typing import NDArray
 
 from tilewright.compiler.emit import Emitter, Region
+from tilewright.compiler.encoder import EncoderCompiler
 from tilewright.compiler.image import PROGRAM_BYTES, ModelImage
 from tilewright.compiler.layout import MemoryMap, pack_tiles
 from tilewright.compiler.llama import LlamaCompiler
-from tilewright.compiler.plan import Tiling, largest_block, make_plan
+from tilewright.compiler.plan import Tiling, cut_rows, largest_block, make_plan
 from tilewright.formats import DEFAULT
-from tilewright.model import Checkpoint, LlamaSpec
+from tilewright.model import Checkpoint, LlamaSpec, ModelSpec
+from tilewright.perf.predict import predict
+from tilewright.roofline import model_operations, total
 from tilewright.runtime import Engine
 from tilewright_hw.arch import AcceleratorConfig, InputError, Op, Unit, assemble, disassemble
 from tilewright_sim.golden import GoldenDevice
@@ -188,3 +191,36 @@ def test_tiles_hold_inputs_by_outputs() -> None:
     assert tiles[1, 2, 3, 1] == q[11, 15]
     assert not tiles[..., 10:].any()
     assert not tiles[1, :, :, 3:].any()
+
+
+MINILM = ModelSpec(
+    dim=384, layers=6, heads=12, kv_heads=12, head_dim=32, ffn=1536, vocab=1000, context=128, norm="layer",
+    norm_after=True, embedding_norm=True, final_norm=False, rope_theta=None, learned_positions=True, token_types=2,
+    qkv_bias=True, o_bias=True, ffn_bias=True, causal=False, gated=False, activation="gelu", classifier=False,
+)  # fmt: skip
+
+
+def test_blocks_of_a_sentence_encoder_keep_the_array_busy_while_a_tile_comes() -> None:
+    config = AcceleratorConfig.resolve("default")
+    blocks = cut_rows(MINILM, config, 128, 128, Tiling())
+    assert blocks.lanes == 2
+    assert min(blocks.sizes) >= config.tile_bytes // config.bus_bytes
+
+
+@pytest.mark.slow
+def test_a_sentence_encoder_uses_the_array() -> None:
+    """128 tokens of all-MiniLM-L6-v2's shape by the cycle model, which equals the gateware: no weights are needed."""
+    config = AcceleratorConfig.resolve("default")
+    image = ModelImage(MINILM, config)
+    compiler = EncoderCompiler(image)
+    parts = [(image.program, compiler.encode(128)), (image.arguments, compiler.arguments([5] * 128).tobytes())]
+
+    def read(address: int, size: int) -> bytes:
+        for region, data in parts:
+            if region.start <= address < region.end:
+                return data[address - region.start :][:size].ljust(size, b"\0")
+        raise AssertionError(f"read of {address}")
+
+    cycles = predict(config, read, image.program.start).cycles
+    macs = total(model_operations(MINILM, [(0, 128)])).macs
+    assert macs / (cycles * config.peak_macs) >= 0.85

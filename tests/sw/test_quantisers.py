@@ -48,7 +48,7 @@ def test_moments_are_those_of_every_matrix_s_inputs(tmp_path: Path, family: str)
         np.testing.assert_allclose(found, rows.T @ rows, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["layers.0.qkv", "layers.0.q", "layers.0.kv"])
+@pytest.mark.parametrize("name", ["layers.0.qkv", "layers.0.q", "layers.0.v"])
 def test_queries_keys_and_values_have_one_input(name: str, tmp_path: Path) -> None:
     families.write("llama", tmp_path)
     checkpoint = load_checkpoint(tmp_path)

@@ -109,10 +109,17 @@ class AttentionBlock(NormBlock):
 
     def keys_values(self, layer: int) -> Iterator[None]:
         """Write a layer's keys and values of the rows in act_x to the cache."""
-        self._project(f"layers.{layer}.kv", self.spec.heads)
+        spec, image = self.spec, self.image
+        self._project(f"layers.{layer}.k", spec.heads)
         yield
-        self._finish_heads(layer, self.spec.heads, self.spec.kv_heads)
-        self._store_keys_values(layer)
+        self._finish_heads(layer, spec.heads, spec.kv_heads)
+        self._store_keys(layer)
+        self._store_scales(image.key_scales[layer], self._head_stats("sq", spec.heads))
+        self._project(f"layers.{layer}.v", spec.heads + spec.kv_heads)
+        yield
+        self._scale_values()
+        self._store_values(layer)
+        self._store_scales(image.value_scales[layer], self._value_stats)
 
     def attention_of_queries(self, layer: int) -> Iterator[None]:
         """Add a layer's attention to the residual stream; the keys and values are in the cache, the rows in act_x."""
@@ -161,13 +168,18 @@ class AttentionBlock(NormBlock):
     @property
     def _qkv_width(self) -> int:
         """Words of a row of queries, keys and values."""
-        return (self.spec.heads + 2 * self.spec.kv_heads) * self.plan.head_words
+        return self.plan.row_heads * self.plan.head_words
+
+    def _place(self, head: int) -> int:
+        """Return where a head (of queries, then keys, then values) is among those that a row holds at a time."""
+        spec = self.spec
+        return head if spec.causal or head < spec.heads else (head - spec.heads) % spec.kv_heads
 
     def _project(self, name: str, head: int) -> None:
         """Rows in act_x -> queries, keys, values, from head `head` of their rows on."""
         self.e.part = name
         matrix, rows = self.image.matrices[name], self.plan.qkv
-        offset = head * self.plan.head_words
+        offset = self._place(head) * self.plan.head_words
         part = rows.part(offset, rows.size - offset)
         for first, tiles in self.chunks(matrix):
             scales = self.scales(matrix, first, tiles)
@@ -183,7 +195,7 @@ class AttentionBlock(NormBlock):
         hw = self.plan.head_words
         return {
             "n": self.spec.head_dim, "m": self.m, "h": heads, "source": Source.ROW,
-            "src": self.plan.qkv.start + head * hw, "src_m": self._qkv_width, "src_h": hw,
+            "src": self.plan.qkv.start + self._place(head) * hw, "src_m": self._qkv_width, "src_h": hw,
         }  # fmt: skip
 
     def _in_place(self, head: int, heads: int) -> Operands:
@@ -193,7 +205,7 @@ class AttentionBlock(NormBlock):
     def _head_stats(self, name: str, head: int, which: str = "stat") -> Operands:
         """Return the operands for the statistics of queries and keys from a head on."""
         return {
-            which: name, f"{which}_offset": head, f"{which}_m": self.spec.heads + self.spec.kv_heads, f"{which}_h": 1
+            which: name, f"{which}_offset": self._place(head), f"{which}_m": self.plan.stat_heads, f"{which}_h": 1
         }  # fmt: skip
 
     def _finish_heads(self, layer: int, head: int, heads: int) -> None:
@@ -250,35 +262,52 @@ class AttentionBlock(NormBlock):
         )  # fmt: skip
 
     def _store_keys_values(self, layer: int) -> None:
-        plan, spec, image, config = self.plan, self.spec, self.image, self.config
-        d, m, qk = spec.head_dim, self.m, spec.heads + spec.kv_heads
+        image = self.image
+        self._scale_values()
+        self._store_keys(layer)
+        self._store_values(layer)
+        self._store_scales(image.key_scales[layer], self._head_stats("sq", self.spec.heads))
+        self._store_scales(image.value_scales[layer], self._value_stats)
+
+    @property
+    def _value_stats(self) -> Operands:
+        return {"stat": "sv", "stat_offset": 0, "stat_m": self.spec.kv_heads, "stat_h": 1}
+
+    def _scale_values(self) -> None:
+        spec = self.spec
         self.vector(
-            [plan.qkv], [], red="sv", comment="scales of the values", **self._rows(qk, spec.kv_heads),
-            reduce=Reduce.QSCALE, const1=INT8, scale16=1, red_m=spec.kv_heads, red_h=1,
+            [self.plan.qkv], [], red="sv", comment="scales of the values",
+            **self._rows(spec.heads + spec.kv_heads, spec.kv_heads), reduce=Reduce.QSCALE, const1=INT8, scale16=1,
+            red_m=spec.kv_heads, red_h=1,
         )  # fmt: skip
-        keys = self._head_stats("sq", spec.heads)
-        values: Operands = {"stat": "sv", "stat_offset": 0, "stat_m": spec.kv_heads, "stat_h": 1}
-        self._store_rows(spec.heads, keys)
-        first = self.at.first or 0
+
+    def _store_keys(self, layer: int) -> None:
+        image, config, first = self.image, self.config, self.at.first or 0
+        self._store_rows(self.spec.heads, self._head_stats("sq", self.spec.heads))
         self.store(
-            image.keys[layer], self.at["key_at"], n=d, run=config.rows, stride_run=config.transposed_tile_bytes,
-            stride_m=config.row_slot, stride_h=image.key_head, wrap_first=config.cols - first % config.cols,
-            wrap_period=config.cols, wrap_stride=image.key_block - (config.cols - 1) * config.row_slot, comment="keys",
+            image.keys[layer], self.at["key_at"], n=self.spec.head_dim, run=config.rows,
+            stride_run=config.transposed_tile_bytes, stride_m=config.row_slot, stride_h=image.key_head,
+            wrap_first=config.cols - first % config.cols, wrap_period=config.cols,
+            wrap_stride=image.key_block - (config.cols - 1) * config.row_slot, comment="keys",
         )  # fmt: skip
-        self._store_rows(qk, values)
+
+    def _store_values(self, layer: int) -> None:
+        image, config = self.image, self.config
+        self._store_rows(self.spec.heads + self.spec.kv_heads, self._value_stats)
         self.store(
-            image.values[layer], self.at["value_at"], n=d, run=config.cols, stride_run=image.value_run,
-            stride_m=config.col_slot, stride_h=image.value_head, comment="values",
+            image.values[layer], self.at["value_at"], n=self.spec.head_dim, run=config.cols,
+            stride_run=image.value_run, stride_m=config.col_slot, stride_h=image.value_head, comment="values",
         )  # fmt: skip
-        for region, stats in ((image.key_scales[layer], keys), (image.value_scales[layer], values)):
-            self.vector(
-                [], [], comment="scales to memory", **stats, n=1, m=m, h=spec.kv_heads, source=Source.STAT,
-                dest=Dest.STORE_BF16,
-            )  # fmt: skip
-            self.store(
-                region, self.at["scale_at"], n=1, run=1, stride_m=2, stride_h=image.scale_head,
-                element=Element.BF16, comment="scales",
-            )  # fmt: skip
+
+    def _store_scales(self, region: Region, stats: Operands) -> None:
+        self.vector(
+            [], [], comment="scales to memory", **stats, n=1, m=self.m, h=self.spec.kv_heads, source=Source.STAT,
+            dest=Dest.STORE_BF16,
+        )  # fmt: skip
+        self.store(
+            region, self.at["scale_at"], n=1, run=1, stride_m=2, stride_h=self.image.scale_head, element=Element.BF16,
+            comment="scales",
+        )  # fmt: skip
 
     def _store_rows(self, head: int, stats: Operands) -> None:
         self.vector(
@@ -322,7 +351,7 @@ class AttentionBlock(NormBlock):
                 src_n=group * self.m * self.parts, wide=self.parts - 1, **stride, scale=Scale.STAT_B, param=1,
                 par=plan.key_scales.start, par_h=view.kv_step * ws, reduce=Reduce.MAX, dest=Dest.ROW,
                 dst=start + view.first * w_t, **view.loops(heads.count, dst=w_t), **self._mask(view.over_heads),
-                **view.stats("stat", "sq", heads.first, self.spec.heads + self.spec.kv_heads),
+                **view.stats("stat", "sq", heads.first, plan.stat_heads),
                 **view.stats("red", "max", 0, heads.count),
             )  # fmt: skip
         every = _View(0, self.m, heads.count, False, 1, 0)

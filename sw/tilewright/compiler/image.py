@@ -270,8 +270,8 @@ class ModelImage:
         return out.reshape(-1, weights.shape[1])
 
 
-PROJECTIONS = {"qkv": "qkv", "q": "q", "kv": "kv"}
-"""Matrices of queries, keys and values: an encoder's blocks make their keys and values before its queries."""
+PROJECTIONS = {"qkv": "qkv", "q": "q", "k": "k", "v": "v"}
+"""Matrices of queries, keys and values: an encoder's blocks make each of them at a time of its own."""
 
 
 def matrix_shapes(spec: ModelSpec, head: int) -> list[tuple[str, int, int, bool]]:
@@ -279,7 +279,7 @@ def matrix_shapes(spec: ModelSpec, head: int) -> list[tuple[str, int, int, bool]
     heads = {"q": spec.heads, "k": spec.kv_heads, "v": spec.kv_heads}
     shapes = []
     for i in range(spec.layers):
-        for name in ("qkv",) if spec.causal else ("kv", "q"):
+        for name in ("qkv",) if spec.causal else ("k", "v", "q"):
             columns = sum(heads[p] for p in PROJECTIONS[name]) * head
             shapes.append((f"layers.{i}.{name}", columns, spec.dim, spec.qkv_bias))
         shapes.append((f"layers.{i}.wo", spec.dim, spec.heads * head, spec.o_bias))

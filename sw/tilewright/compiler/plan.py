@@ -78,6 +78,10 @@ class Plan:
     kv_chunk: int
     group_chunk: int
     head_words: int
+    row_heads: int
+    """Heads whose queries, keys or values a row holds at a time."""
+    stat_heads: int
+    """Heads that a row has scales for at a time."""
     x: Region
     normed: Region
     qkv: Region
@@ -237,7 +241,10 @@ def _place(
     shared = row.top
     normed = row.take(m * w_dim, "the normalised rows")
     row.top = shared
-    qkv = row.take(m * total_heads * head, "queries, keys and values")
+    # An encoder's block makes its keys, its values and its queries one after another.
+    row_heads = total_heads if spec.causal else max(spec.heads, spec.kv_heads)
+    stat_heads = spec.heads + spec.kv_heads if spec.causal else row_heads
+    qkv = row.take(m * row_heads * head, "queries, keys and values")
     row.top = shared
     heads_out = row.take(m * spec.heads * head, "the attention's output")
     scores = row.take(attending * hc * w_t, "attention scores")
@@ -288,12 +295,14 @@ def _place(
     if spec.heads + spec.kv_heads > 255:
         raise InputError(f"heads + kv_heads must be at most 255, not {spec.heads + spec.kv_heads}")
     # A head's maximum becomes its sum, and that its scale, entry by entry; by then the values' scales are stored.
-    heads = max(hc, spec.kv_heads)
-    sizes = {"x": 1, "rms": 1, "sx": 1, "sh": 1, "best": 1, "sq": spec.heads + spec.kv_heads, "sp": heads}
+    heads = max(hc, spec.kv_heads) if spec.causal else hc
+    sizes = {"x": 1, "rms": 1, "sx": 1, "sh": 1, "best": 1, "sq": stat_heads, "sp": heads}
     stats = {name: stat.take(m * size, "row statistics") for name, size in sizes.items()}
-    stats |= {"so": stats["sx"], "max": stats["sp"], "sum": stats["sp"], "sv": stats["sp"]}
+    stats |= {"so": stats["sx"], "max": stats["sp"], "sum": stats["sp"]}
+    stats["sv"] = stats["sp" if spec.causal else "sq"]
     return Plan(
-        m, t, chunk, kv, group, head, x, normed, qkv, heads_out, scores, hidden, act_x, act_q, act_p, act_o, act_h,
+        m, t, chunk, kv, group, head, row_heads, stat_heads, x, normed, qkv, heads_out, scores, hidden,
+        act_x, act_q, act_p, act_o, act_h,
         norms, scales, biases, rope, head_norms, key_scales, value_scales, stats,
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ __all__ = ["load", "read_spec"]
 def _family(config: Configuration) -> Family:
     names = config.get("architectures", default=[])
     for name in names if isinstance(names, list) else []:
-        if name in ARCHITECTURES:
+        if isinstance(name, str) and name in ARCHITECTURES:
             return ARCHITECTURES[name]
     raise InputError(f"architecture {names!r} is not supported: must be one of {', '.join(ARCHITECTURES)}")
 
