@@ -78,7 +78,7 @@ def save(
     """
     image = ModelImage(checkpoint.spec, config, formats)
     compiler = LlamaCompiler(image)
-    programs = {name: compiler.decode(1, name) for name in PROGRAMS} if checkpoint.spec.causal else {}
+    programs = {name: compiler.decode(1, name, 1) for name in PROGRAMS} if checkpoint.spec.causal else {}
     parts = [*_small_files(checkpoint, tokenizer).items()]
     parts += [(f"program {name}", program) for name, program in programs.items()]
     manifest = _manifest(checkpoint, tokenizer, image)

@@ -122,12 +122,12 @@ class Engine:
     ) -> None:
         self.spec, self.device, self.tiling, self.formats = checkpoint.spec, device, tiling or Tiling(), formats
         self._use(ModelImage(self.spec, device.config, formats, sequences))
-        self._decode: dict[tuple[int, str], bytes] = {}
+        self._decode: dict[tuple[int, str, int], bytes] = {}
         if checkpoint.stored is not None and self.tiling == Tiling():
-            self._decode = {(1, results): program for results, program in checkpoint.stored.programs.items()}
+            self._decode = {(1, results, 1): program for results, program in checkpoint.stored.programs.items()}
         self._programs: dict[tuple[int, int, str], bytes] = {}
         if self.spec.causal:  # the one program that every text needs: does it fit?
-            self._decoder(1)
+            self._decoder(1, "all", 1)
         self._loaded = b""
         self.positions = [0] * sequences
         self.counters = Counters()
@@ -233,16 +233,23 @@ class Engine:
         for sequence, token in tokens.items():
             self._check([token], sequence)
         results: dict[int, Floats] = {}
-        sequences = list(tokens)
-        for first in range(0, len(sequences), self.batch):
-            together = sequences[first : first + self.batch]
+        for together in self._together(list(tokens)):
             rows = [(s, self.positions[s], int(tokens[s])) for s in together]
             keys = max(position for _, position, _ in rows) + 1
-            self._run(self.compiler.decode_arguments(rows), self._decoder(len(rows)), len(rows), keys)
+            self._run(self.compiler.decode_arguments(rows), self._decoder(len(rows), "all", keys), len(rows), keys)
             results |= zip(together, self._read_logits(len(rows)), strict=True)
             for s in together:
                 self.positions[s] += 1
         return results
+
+    def _together(self, sequences: Sequence[int]) -> Iterator[list[int]]:
+        """Cut sequences into those that one decode program serves: as many, with keys in as many parts."""
+        by_parts: dict[int, list[int]] = {}
+        for sequence in sequences:
+            by_parts.setdefault(self.compiler.parts(self.positions[sequence] + 1), []).append(sequence)
+        for alike in by_parts.values():
+            for first in range(0, len(alike), self.batch):
+                yield alike[first : first + self.batch]
 
     def _check(self, tokens: Sequence[int], sequence: int) -> None:
         if not len(tokens):
@@ -258,7 +265,7 @@ class Engine:
         first, m = self.positions[sequence], len(tokens)
         if m == 1 and logits in ("last", "token"):
             arguments = self.compiler.decode_arguments([(sequence, first, tokens[0])])
-            program = self._decoder(1, "all" if logits == "last" else "token")
+            program = self._decoder(1, "all" if logits == "last" else "token", first + 1)
         else:
             arguments, program = self.compiler.arguments(first, tokens, sequence), self._prefill(first, m, logits)
         self._run(arguments, program, m, first + m)
@@ -268,10 +275,11 @@ class Engine:
         self._load(program)
         self.counters.add(run_program(self.device, self.image.program.start, self._cycle_limit(m, keys)))
 
-    def _decoder(self, rows: int, logits: str = "all") -> bytes:
-        if (rows, logits) not in self._decode:
-            self._decode[rows, logits] = self.compiler.decode(rows, logits)
-        return self._decode[rows, logits]
+    def _decoder(self, rows: int, logits: str, keys: int) -> bytes:
+        key = (rows, logits, self.compiler.parts(keys))
+        if key not in self._decode:
+            self._decode[key] = self.compiler.decode(rows, logits, keys)
+        return self._decode[key]
 
     def _prefill(self, first: int, m: int, logits: str) -> bytes:
         key = (first, m, logits)

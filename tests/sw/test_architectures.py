@@ -118,7 +118,7 @@ def test_same_bits_everywhere_and_near_floating_point(family: str, formats: str)
     rng = np.random.default_rng(seed)
     turn = CASES.index((family, formats))  # each configuration meets every second case
     for name in (OTHERS[turn % len(OTHERS)], OTHERS[(turn + 1) % len(OTHERS)]):
-        block, chunk, kv = (int(v) for v in rng.integers(1, (8, 6, 4)))
-        tiling = Tiling(block_rows=block, chunk_tiles=chunk, kv_heads=kv)
+        block, chunk, kv, keys = (int(v) for v in rng.integers(1, (8, 6, 4, 20)))
+        tiling = Tiling(block_rows=block, chunk_tiles=chunk, kv_heads=kv, keys=keys)
         got = run(ckpt, CONFIGS[name], FORMATS[formats], tiling)
         np.testing.assert_array_equal(got, found, err_msg=f"{name} {tiling} seed {seed}")

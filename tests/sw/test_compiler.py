@@ -59,8 +59,8 @@ def test_same_logits_on_every_configuration_and_tiling(shape: str) -> None:
     assert expected.std() > 0.1
     for name, config in CONFIGS.items():
         for _ in range(2):
-            block, chunk, kv = (int(v) for v in rng.integers(1, (8, 6, 4)))
-            tiling = Tiling(block_rows=block, chunk_tiles=chunk, kv_heads=kv)
+            block, chunk, kv, keys = (int(v) for v in rng.integers(1, (8, 6, 4, 20)))
+            tiling = Tiling(block_rows=block, chunk_tiles=chunk, kv_heads=kv, keys=keys)
             got = logits(ckpt, config, tokens, tiling)
             np.testing.assert_array_equal(got, expected, err_msg=f"{name} {tiling} seed {seed}")
 

@@ -17,6 +17,14 @@ KEPT_BYTES = 1 << 29
 """The most that is kept of what was worked out from one memory."""
 
 
+def _anonymous(size: int) -> mmap.mmap:
+    """Map zeros. Private ones: reading what was never written costs no memory either."""
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    return mmap.mmap(-1, size, flags=flags)
+
+
 class Memory:
     """Zeroed bytes that cost nothing until they are written.
 
@@ -38,7 +46,7 @@ class Memory:
             raise InputError(f"memory size must be a non-negative integer, not {size!r}")
         self.size = size
         try:
-            self._bytes = np.frombuffer(mmap.mmap(-1, max(size, 1)), np.uint8)[:size]
+            self._bytes = np.frombuffer(_anonymous(max(size, 1)), np.uint8)[:size]
         except (OSError, OverflowError, ValueError) as e:
             raise InputError(f"cannot allocate {size} bytes of device memory: {e}") from e
         self.bytes = self._bytes.view()

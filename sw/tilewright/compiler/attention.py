@@ -10,6 +10,7 @@ from tilewright.compiler.emit import Region, Value
 from tilewright.compiler.layout import address, ceil_div
 from tilewright.compiler.norms import NormBlock
 from tilewright.compiler.plan import run_words, w_t_bytes
+from tilewright.compiler.positions import KeyPart
 from tilewright.formats import bf16_field, f24_bits
 from tilewright_hw.arch.isa import (
     Add,
@@ -318,7 +319,7 @@ class AttentionBlock(NormBlock):
     def _load_cache(
         self, region: Region, start: int, count: int, stride: int, size: Value, transpose: int = 0
     ) -> None:  # fmt: skip
-        part = region.part(start, count * stride)
+        part = region.part(start, min(count * stride, region.size - start))
         at = address(part.start)
         self.e.emit(
             Op.LOAD, [part], [], "cached tiles", bytes=size, count=count, stride=stride, dest=LoadDest.STREAM,
@@ -326,65 +327,108 @@ class AttentionBlock(NormBlock):
         )  # fmt: skip
 
     def _attend(self, layer: int, heads: _Heads) -> Iterator[None]:
-        """Attention of some query heads."""
-        plan, image, at = self.plan, self.image, self.at
-        g0, kv, group = heads.kv_first, heads.kv, heads.group
-        ws = w_t_bytes(plan.t, self.config)
+        """Attention of some query heads.
+
+        Keys come in parts where all at once do not fit. Their scores lie in whole rows, and what a part's instruction
+        would record of its row, an instruction of its own does afterwards: the same bits.
+        """
+        plan, at = self.plan, self.at
         w_t, k_t = (r.size // (self.m * plan.kv_chunk * plan.group_chunk) for r in (plan.scores, plan.act_p))
-        self._load_scales(image.key_scales[layer], g0, kv, plan.key_scales, ws)
-        self._load_scales(image.value_scales[layer], g0, kv, plan.value_scales, ws)
-        self._load_cache(image.keys[layer], g0 * image.key_head, kv, image.key_head, at["key_bytes"], 1)
-        scores = self._score(heads)
         start = plan.scores.start
-        in_place: Operands = {"source": Source.ROW, "dest": Dest.ROW}
-        for view in self._views(heads):
-            # A register of the tiles' number says how far apart KV heads are; it shares its word with src_m.
-            stride: Operands = {"src_m": self.parts, "src_h": self.m * self.parts}
-            if kv > 1:
-                known = at["score_stride"]
-                stride = {"src_m": self.parts, "src_h": known.constant}
-                if known.register is not None:
-                    stride = {"src_m": replace(known, constant=self.parts)}
-            self.vector(
-                [scores, plan.key_scales], [plan.scores], comment="scores", n=at["keys"], source=Source.ACC,
-                bank=int(scores.space[-1]), src=view.first * self.m * self.parts,
-                src_n=group * self.m * self.parts, wide=self.parts - 1, **stride, scale=Scale.STAT_B, param=1,
-                par=plan.key_scales.start, par_h=view.kv_step * ws, reduce=Reduce.MAX, dest=Dest.ROW,
-                dst=start + view.first * w_t, **view.loops(heads.count, dst=w_t), **self._mask(view.over_heads),
-                **view.stats("stat", "sq", heads.first, plan.stat_heads),
-                **view.stats("red", "max", 0, heads.count),
-            )  # fmt: skip
+        parts = at.parts(plan.t)
+        whole = len(parts) == 1
+        rows: Operands = {"n": at["keys"], "source": Source.ROW, "src": start}
         every = _View(0, self.m, heads.count, False, 1, 0)
+        maxima = every.stats("red", "max", 0, heads.count) | {"reduce": Reduce.MAX}
+        scales = every.stats("red", "sp", 0, heads.count) | {"reduce": Reduce.QSCALE}
+        if whole:
+            self._load_scales(self.image.value_scales[layer], heads, parts[0], plan.value_scales)
+        for i, part in enumerate(parts):
+            self._score(layer, heads, part, (plan.key_scales, plan.value_scales)[i % 2], w_t, last=part is parts[-1])
+        if not whole:
+            self.vector(
+                [plan.scores], [], comment="largest scores", **rows, **every.loops(heads.count, src=w_t), **maxima,
+                **self._mask(False),
+            )  # fmt: skip
         self.vector(
-            [plan.scores], [plan.scores], comment="2 ** (score - max)", n=at["keys"], **in_place, src=start, dst=start,
+            [plan.scores], [plan.scores], comment="2 ** (score - max)", **rows, dest=Dest.ROW, dst=start,
             **every.loops(heads.count, src=w_t, dst=w_t), **every.stats("stat", "max", 0, heads.count),
             **every.stats("red", "sum", 0, heads.count),
             **self._mask(False), add=Add.NEG_STAT_A, func=Func.EXP2, reduce=Reduce.EXPSUM,
         )  # fmt: skip
-        for view in self._views(heads):
-            first = start + view.first * w_t
+        for i, part in enumerate(parts):
+            slot = (plan.value_scales, plan.key_scales)[i % 2]
+            if not whole:
+                self._load_scales(self.image.value_scales[layer], heads, part, slot)
+            self._scale_probabilities(heads, part, slot, w_t, last=part is parts[-1])
+        if not whole:
             self.vector(
-                [plan.scores, plan.value_scales], [plan.scores], comment="probabilities, times the value scales",
-                n=at["keys"], **in_place, src=first, dst=first,
-                **view.loops(heads.count, src=w_t, dst=w_t), scale=Scale.STAT_A, param=1, par=plan.value_scales.start,
-                par_h=view.kv_step * ws, **self._mask(view.over_heads), reduce=Reduce.QSCALE,
-                **view.stats("stat", "sum", 0, heads.count), **view.stats("red", "sp", 0, heads.count),
+                [plan.scores], [], comment="scales of the probabilities", **rows, **every.loops(heads.count, src=w_t),
+                **scales, **self._mask(False),
             )  # fmt: skip
         self.vector(
-            [plan.scores], [plan.act_p], comment="quantise probabilities", n=at["keys"], source=Source.ROW, src=start,
+            [plan.scores], [plan.act_p], comment="quantise probabilities", **rows,
             **every.loops(heads.count, src=w_t, dst=k_t), **every.stats("stat", "sp", 0, heads.count),
             **self._mask(False), scale=Scale.STAT_A, dest=self.act_dest, dst=plan.act_p.start,
         )  # fmt: skip
         yield
         self._weigh_values(layer, heads, k_t)
 
-    def _score(self, heads: _Heads) -> Region:
+    def _score(self, layer: int, heads: _Heads, part: KeyPart, slot: Region, w_t: int, last: bool) -> None:
+        """Queries times some keys, into the rows of scores; with the rows' maxima if these are all keys."""
+        plan, config, group, image = self.plan, self.config, heads.group, self.image
+        self._load_scales(image.key_scales[layer], heads, part, slot)
+        self._load_cache(
+            image.keys[layer], heads.kv_first * image.key_head + part.start // config.cols * image.key_block,
+            heads.kv, image.key_head, part.key_bytes, 1,
+        )  # fmt: skip
+        scores = self._products(heads, part)
+        start = plan.scores.start + part.start // config.lanes
+        for view in self._views(heads):
+            # A register of the tiles' number says how far apart KV heads are; it shares its word with src_m.
+            stride: Operands = {"src_m": self.parts, "src_h": self.m * self.parts}
+            if heads.kv > 1:
+                known = part.score_stride
+                stride = {"src_m": self.parts, "src_h": known.constant}
+                if known.register is not None:
+                    stride = {"src_m": replace(known, constant=self.parts)}
+            self.vector(
+                [scores, slot], [plan.scores], comment="scores", n=part.last_keys, source=Source.ACC,
+                bank=int(scores.space[-1]), src=view.first * self.m * self.parts,
+                src_n=group * self.m * self.parts, wide=self.parts - 1, **stride, scale=Scale.STAT_B, param=1,
+                par=slot.start, par_h=view.kv_step * self._scale_words, dest=Dest.ROW,
+                dst=start + view.first * w_t, **view.loops(heads.count, dst=w_t),
+                **self._mask_part(view, part, last),
+                **view.stats("stat", "sq", heads.first, plan.stat_heads),
+                **when(last and not part.start, **view.stats("red", "max", 0, heads.count), reduce=Reduce.MAX),
+            )  # fmt: skip
+
+    def _scale_probabilities(self, heads: _Heads, part: KeyPart, slot: Region, w_t: int, last: bool) -> None:
+        """Exponentials -> probabilities times the value scales; with the rows' scales if these are all keys."""
+        plan, start = self.plan, self.plan.scores.start + part.start // self.config.lanes
+        for view in self._views(heads):
+            first = start + view.first * w_t
+            self.vector(
+                [plan.scores, slot], [plan.scores], comment="probabilities, times the value scales",
+                n=part.last_keys, source=Source.ROW, dest=Dest.ROW, src=first, dst=first,
+                **view.loops(heads.count, src=w_t, dst=w_t), scale=Scale.STAT_A, param=1, par=slot.start,
+                par_h=view.kv_step * self._scale_words, **self._mask_part(view, part, last),
+                **view.stats("stat", "sum", 0, heads.count),
+                **when(last and not part.start, **view.stats("red", "sp", 0, heads.count), reduce=Reduce.QSCALE),
+            )  # fmt: skip
+
+    @property
+    def _scale_words(self) -> int:
+        """Parameter words from one KV head's scales to the next one's."""
+        return w_t_bytes(self.plan.piece, self.config)
+
+    def _products(self, heads: _Heads, part: KeyPart) -> Region:
         """Queries times keys; returns the accumulators."""
         words = ceil_div(self.spec.head_dim, self.config.rows) * self.parts
         scores = Region(f"acc{self.e.bank}", 0, self.config.acc_rows)
         self.e.emit(
             Op.MATMUL, [self.plan.act_q], [scores], "scores", stream=1, bank=self.e.bank, k=words // self.parts,
-            n=self.at["key_tiles"], groups=heads.kv, act=self.plan.act_q.start + heads.first * words,
+            n=part.key_tiles, groups=heads.kv, act=self.plan.act_q.start + heads.first * words,
             act_group=heads.group * words, rows_outer=heads.group, act_outer=words, rows_inner=self.m,
             act_inner=self.spec.heads * words, pair=self.parts - 1,
         )  # fmt: skip
@@ -448,12 +492,21 @@ class AttentionBlock(NormBlock):
             return [_View(0, heads.group, heads.kv, True, heads.group, 1)]
         return [_View(j, self.m, heads.kv, False, heads.group, 1) for j in range(heads.group)]
 
-    def _load_scales(self, memory: Region, g0: int, kv: int, dst: Region, words: int) -> None:
-        stride = self.image.scale_head
+    def _load_scales(self, memory: Region, heads: _Heads, part: KeyPart, dst: Region) -> None:
+        """Load the scales of some keys or values of the KV heads of a pass."""
+        stride, words = self.image.scale_head, self._scale_words
         self.load(
-            memory.part(g0 * stride, kv * stride), self.at["cache"], self.at["scale_bytes"], dst.part(0, kv * words),
-            kv, stride, words, LoadFormat.BF16, "cache scales",
+            memory.part(heads.kv_first * stride, heads.kv * stride), self.at["cache"] + 2 * part.start,
+            part.scale_bytes, dst.part(0, heads.kv * words), heads.kv, stride, words, LoadFormat.BF16, "cache scales",
         )  # fmt: skip
+
+    def _mask_part(self, view: _View, part: KeyPart, last: bool) -> Operands:
+        """Mask of a part of the keys. All rows see all keys before the last part: it begins before the first row."""
+        mask = self._mask(view.over_heads) if last else {}
+        if mask:
+            mask["limit"] -= part.start
+            assert mask["limit"] > 0, "a block's rows lie in one part"
+        return mask
 
     def _mask(self, over_heads: bool) -> Operands:
         """Causal mask of rows m; a single row sees all keys."""

@@ -17,10 +17,13 @@ MAX_BATCH = 8
 """Most rows of a batch: each needs its own sequencer registers."""
 
 
-def row_positions(image: ModelImage, rows: int) -> list[Positions]:
-    """Return each row's operands. Its registers follow the row's before it; the tokens' come after all of them."""
+def row_positions(image: ModelImage, rows: int, piece: int | None = None) -> list[Positions]:
+    """Return each row's operands, with its keys in parts of `piece`.
+
+    Its registers follow those of the row before it; the tokens' come after all of them.
+    """
     each = len(Positions.NAMES)
-    return [Positions(image, 1, None, row * each, rows * each + row) for row in range(rows)]
+    return [Positions(image, 1, None, row * each, rows * each + row, piece=piece) for row in range(rows)]
 
 
 class BatchedAttention(AttentionBlock):

@@ -9,7 +9,7 @@ from tilewright.compiler.emit import Region, Sink, Value
 from tilewright.compiler.image import Matrix, ModelImage
 from tilewright.compiler.int4 import Int4Matrix
 from tilewright.compiler.layout import address, ceil_div, round_up
-from tilewright.compiler.plan import Plan, run_words, tile_step
+from tilewright.compiler.plan import Plan, run_words, tile_step, vector_part
 from tilewright.compiler.positions import Positions
 from tilewright.formats import f24_bits
 from tilewright_hw.arch.isa import (
@@ -84,13 +84,30 @@ class Block:
                 operands = {"const1": self.act_quantum} | operands
         self.e.emit(Op.VECTOR, reads, writes, comment, **operands)
 
-    def norm_vector(self, name: str) -> Region:
-        """Load a vector of `dim` parameters by name; returns where it is until the next but one comes."""
+    def vector_parts(self) -> list[tuple[int, int]]:
+        """Return the (first, count) of the parts in which vectors of `dim` parameters are loaded."""
+        dim, step = self.spec.dim, vector_part(self.spec, self.config)
+        return [(first, min(step, dim - first)) for first in range(0, dim, step)]
+
+    def vector_of(self, memory: Region, first: int, count: int, comment: str) -> Region:
+        """Load a part of a vector of `dim` parameters; returns where it is until the next but one comes."""
         slot = self.plan.norms[self.norm_slot]
         self.norm_slot ^= 1
-        region = self.image.norms[name]
-        self.load(region, Value(0), region.size, slot, 1, 0, 0, LoadFormat.FP32, name)
+        part = memory.part(4 * first, min(round_up(4 * count, self.config.bus_bytes), memory.size - 4 * first))
+        self.load(part, Value(0), part.size, slot, 1, 0, 0, LoadFormat.FP32, comment)
         return slot
+
+    def norm_vector(self, name: str, first: int, count: int) -> Region:
+        """Load a part of a norm's vector, by name; see `vector_of`."""
+        return self.vector_of(self.image.norms[name], first, count, name)
+
+    def columns(self, rows: Region, first: int, count: int) -> Operands:
+        """Return the operands that read `count` columns of m rows of `dim` elements."""
+        return self.x_rows(rows) | {"n": count, "src": rows.start + first // self.config.lanes}
+
+    def to_columns(self, rows: Region, first: int) -> Operands:
+        """Return the operands that write columns from column `first` on of m rows of `dim` elements."""
+        return {"dest": Dest.ROW, "dst": rows.start + first // self.config.lanes, "dst_m": self.w_dim}
 
     def x_rows(self, rows: Region | None = None) -> Operands:
         """Return the operands that read m rows of `dim` elements, those of the residual stream by default."""
@@ -171,14 +188,14 @@ class Block:
         """X += the bias of a matrix whose product is to be added to x: that addition has no room for it."""
         if matrix.bias is None:
             return
-        x, slot = self.plan.x, self.plan.norms[self.norm_slot]
-        self.norm_slot ^= 1
+        x = self.plan.x
         bias = Region("mem", matrix.bias.start, self.image.dim_row)
-        self.load(bias, Value(0), bias.size, slot, 1, 0, 0, LoadFormat.FP32, "biases")
-        self.vector(
-            [x, slot], [x], comment="x += bias", **self.x_rows(), add=Add.PARAM, par=slot.start, dest=Dest.ROW,
-            dst=x.start, dst_m=self.w_dim,
-        )  # fmt: skip
+        for first, count in self.vector_parts():
+            slot = self.vector_of(bias, first, count, "biases")
+            self.vector(
+                [x, slot], [x], comment="x += bias", **self.columns(x, first, count), add=Add.PARAM, par=slot.start,
+                **self.to_columns(x, first),
+            )  # fmt: skip
 
     def chunks(self, matrix: Matrix, limit: int | None = None) -> list[tuple[int, int]]:
         """Cut a matrix's output tiles into passes of about one size, of `limit` at most: (first tile, tiles)."""

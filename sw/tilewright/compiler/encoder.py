@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tilewright.compiler.emit import Region, Sink, Value
 from tilewright.compiler.image import ModelImage
 from tilewright.compiler.layout import address, round_up
-from tilewright.compiler.plan import Plan, Tiling, cut_rows, make_plan
+from tilewright.compiler.plan import FEW_ROWS, Plan, Tiling, cut_rows, key_piece, make_plan
 from tilewright.compiler.positions import Positions
 from tilewright.compiler.schedule import Lane, Schedule, merge
 from tilewright.compiler.transformer import TransformerBlock
@@ -161,17 +161,20 @@ class EncoderCompiler:
         return np.array(words, np.uint32)
 
     def _positions(self, cut: _Cut, tokens: int) -> Positions:
-        return Positions(self.image, cut.plan.m, cut.first, keys=tokens)
+        return Positions(self.image, cut.plan.m, cut.first, keys=tokens, piece=cut.plan.piece)
 
     def _cuts(self, tokens: int) -> tuple[list[_Cut], list[int]]:
         """Cut a text into blocks, as equal as can be; returns them with the places of their registers."""
         image = self.image
-        blocks = cut_rows(image.spec, image.config, tokens, tokens, self.tiling, image.formats)
+        piece = key_piece(
+            image.spec, image.config, tokens, self.tiling, image.formats, wanted=min(FEW_ROWS, tokens)
+        )  # fmt: skip
+        blocks = cut_rows(image.spec, image.config, tokens, tokens, self.tiling, image.formats, piece)
         cuts, tables, first, at = [], [], 0, 0
         for number, rows in enumerate(blocks.sizes):
             slot = number % blocks.lanes
             plan = make_plan(
-                image.spec, image.config, rows, tokens, self.tiling, image.formats, slot, blocks.lanes
+                image.spec, image.config, rows, tokens, self.tiling, image.formats, slot, blocks.lanes, piece=piece
             )  # fmt: skip
             cuts.append(_Cut(first, plan, slot))
             tables.append(at)

@@ -35,8 +35,7 @@ class HeadBlock(NormBlock):
         """
         plan, lanes = self.plan, self.config.lanes
         self._final_norm()
-        # Attention's and the feed-forward network's rows are dead.
-        scratch = Region("row", plan.qkv.start, max(plan.scores.end, plan.hidden.end) - plan.qkv.start)
+        scratch = plan.late
         most = scratch.size * lanes // (rows * self.config.cols)
         for first, tiles in self.chunks(self.image.matrices["classifier"], most):
             width = tiles * self.config.cols // lanes

@@ -74,6 +74,11 @@ class ModelImage:
         self.program = add("program", PROGRAM_BYTES)
         self.token = add("token", 4 * LOGIT_ROWS)
         self.embedding_row = round_up(2 * spec.dim, bus)
+        if spec.vocab * self.embedding_row > WINDOW:
+            raise InputError(
+                f"the token embeddings must take at most {WINDOW >> 30} GiB, which a token's offset reaches, "
+                f"not {spec.vocab} rows of {self.embedding_row} bytes"
+            )
         self.embedding = add("embedding", spec.vocab * self.embedding_row)
         self.rope_row = round_up(4 * spec.head_dim, bus)
         self.rope = add("rope", spec.context * self.rope_row if spec.rope_theta is not None else 0)
@@ -197,7 +202,8 @@ class ModelImage:
 
     def _write_embedding(self, write: Write, ckpt: Checkpoint) -> None:
         for first, rows in ckpt.blocks("embedding"):
-            self._rows(write, self.embedding, bf16_bits(rows), self.embedding_row, first)
+            if rows.any():  # device memory is zero
+                self._rows(write, self.embedding, bf16_bits(rows), self.embedding_row, first)
 
     def _head_norms(self, ckpt: Checkpoint, layer: int) -> Floats:
         """Return the norm weights of a query and of a key head, (2, head_dim)."""
@@ -208,6 +214,10 @@ class ModelImage:
         matrix = self.matrices[name]
         scales, tiles, factors = [], matrix.tiles.start, self._factors(name)
         for weights in self._weights(ckpt, name, quantiser.whole):
+            if not isinstance(matrix.shape, Int4Matrix) and not weights.any():  # device memory is zero
+                scales.append(np.zeros(len(weights), np.float32))
+                tiles += ceil_div(len(weights), self.config.cols) * matrix.shape.column_bytes
+                continue
             if isinstance(matrix.shape, Int4Matrix):
                 q, g, s = quantiser.int4(name, weights)
                 packed = pack_int4(q, g, self.config)

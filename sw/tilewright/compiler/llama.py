@@ -7,6 +7,7 @@ same code emits both: what depends on the position is asked of a `Positions` obj
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -16,7 +17,7 @@ from tilewright.compiler.batch import MAX_BATCH, BatchedAttention, row_positions
 from tilewright.compiler.emit import Region
 from tilewright.compiler.image import LOGIT_ROWS, PROGRAM_BYTES, ModelImage
 from tilewright.compiler.layout import address, ceil_div, round_up
-from tilewright.compiler.plan import Blocks, Plan, Tiling, cut_rows, make_plan
+from tilewright.compiler.plan import FEW_ROWS, Blocks, Plan, Tiling, cut_rows, key_piece, make_plan
 from tilewright.compiler.positions import Positions
 from tilewright.compiler.schedule import Alias, Lane, Schedule, merge
 from tilewright.compiler.transformer import TransformerBlock
@@ -42,6 +43,17 @@ class LlamaCompiler:
 
     def __init__(self, image: ModelImage, tiling: Tiling | None = None) -> None:
         self.image, self.tiling = image, tiling or Tiling()
+        self._pieces: dict[int, int] = {}
+
+    @cached_property
+    def piece(self) -> int:
+        """Keys that a decode program scores at a time; InputError if no token fits the whole context."""
+        image = self.image
+        return key_piece(image.spec, image.config, image.spec.context, self.tiling, image.formats)
+
+    def parts(self, keys: int) -> int:
+        """Return in how many parts a decode program scores so many keys: it serves all with as many."""
+        return ceil_div(keys, self.piece)
 
     def prefill(self, first: int, m: int, logits: str = "last") -> bytes:
         """Return the program for m tokens from position `first` on; logits: 'none', 'last', 'all' rows, 'token'."""
@@ -51,7 +63,7 @@ class LlamaCompiler:
         """Return the program of `prefill` before it is assembled."""
         if logits == "all" and m > LOGIT_ROWS:
             raise InputError(f"a block with all logits has at most {LOGIT_ROWS} rows, not {m}")
-        image = self.image
+        image, piece = self.image, self._piece(first + m)
         blocks = self._blocks(first, m)
         lanes = [Lane() for _ in range(blocks.lanes)]
         row, table = 0, image.arguments.start
@@ -59,8 +71,9 @@ class LlamaCompiler:
             at = number % blocks.lanes
             lane = lanes[at]
             plan = make_plan(
-                image.spec, image.config, positions.m, first + m, self.tiling, image.formats, at, blocks.lanes
-            )
+                image.spec, image.config, positions.m, first + m, self.tiling, image.formats, at, blocks.lanes,
+                piece=piece,
+            )  # fmt: skip
             lane.block, lane.aliases = number, _aliases(positions)
             lane.control(Op.LDREGS, count=positions.registers, **address(table))
             table += 4 * round_up(positions.registers, TABLE_ALIGN)
@@ -70,20 +83,21 @@ class LlamaCompiler:
             row += plan.m
         return merge(lanes, image.config)
 
-    def decode(self, rows: int = 1, logits: str = "all") -> bytes:
+    def decode(self, rows: int = 1, logits: str = "all", keys: int | None = None) -> bytes:
         """Return the program for the next token of each of some sequences: which, and where, the argument block says.
 
         The logits of each are stored, or, if `logits` is 'token', the index of the largest one (`ModelImage.token`).
-        InputError if so many rows do not fit the configuration.
+        Each token and those before it must be as many `parts` as `keys` (None: the whole context) are. InputError if
+        so many rows do not fit the configuration.
         """
         return self.decode_schedule(rows, logits).assemble()
 
     def decode_schedule(self, rows: int = 1, logits: str = "all") -> Schedule:
         """Return the program of `decode` before it is assembled."""
         image = self.image
-        plan = self._decode_plan(rows)
+        plan = self._decode_plan(rows, keys)
         lane = Lane()
-        positions = row_positions(image, rows)
+        positions = row_positions(image, rows, self.piece)
         lane.control(Op.LDREGS, count=positions[-1].registers, **address(image.arguments.start))
         if rows == 1:
             TransformerBlock(image, plan, positions[0], lane).emit(logits)
@@ -91,15 +105,17 @@ class LlamaCompiler:
             BatchBlock(image, plan, positions, lane).emit(logits)
         return merge([lane], image.config)
 
-    def _decode_plan(self, rows: int) -> Plan:
+    def _decode_plan(self, rows: int, keys: int | None = None) -> Plan:
         image = self.image
+        context = image.spec.context
+        t = min(self.parts(keys or context) * self.piece, context)
         return make_plan(
-            image.spec, image.config, rows, image.spec.context, self.tiling, image.formats, attending=1
+            image.spec, image.config, rows, t, self.tiling, image.formats, attending=1, piece=self.piece
         )  # fmt: skip
 
     def decode_arguments(self, rows: Sequence[tuple[int, int, int]]) -> NDArray[np.uint32]:
         """Return the argument block of a decode program; each row is (sequence, position, token)."""
-        places = row_positions(self.image, len(rows))
+        places = row_positions(self.image, len(rows), self.piece)
         words = []
         for place, (sequence, position, _) in zip(places, rows, strict=True):
             words += place.arguments(position, sequence)
@@ -120,16 +136,18 @@ class LlamaCompiler:
     def prefill_rows(self, first: int, tokens: int, logits: str = "last") -> int:
         """Return how many of so many tokens from position `first` on the next program should take.
 
-        Long programs waste least, but must fit their place.
+        Long programs waste least, but must fit their place, and their rows lie in one part of the keys.
         """
         m = min(tokens, LOGIT_ROWS if logits == "all" else MAX_ROWS)
+        while (piece := self._piece(first + m)) - first % piece < m:
+            m = piece - first % piece
         while m > 1:
             blocks = self._blocks(first, m)
             *_, last = self._positions(first, m)
             lane = Lane()
             image = self.image
             plan = make_plan(
-                image.spec, image.config, last.m, first + m, self.tiling, image.formats, 0, blocks.lanes
+                image.spec, image.config, last.m, first + m, self.tiling, image.formats, 0, blocks.lanes, piece=piece
             )  # fmt: skip
             TransformerBlock(image, plan, last, lane).emit(logits)
             instructions = (len(lane.drafts) + 1) * len(blocks.sizes) + 1
@@ -153,10 +171,23 @@ class LlamaCompiler:
         """Cut a program's rows into blocks."""
         sizes = self._blocks(first, m).sizes
         starts = accumulate(sizes[:-1], initial=first)
-        return [Positions(self.image, size, at) for size, at in zip(sizes, starts, strict=True)]
+        piece = self._piece(first + m)
+        return [Positions(self.image, size, at, piece=piece) for size, at in zip(sizes, starts, strict=True)]
 
     def _blocks(self, first: int, m: int) -> Blocks:
-        return cut_rows(self.image.spec, self.image.config, m, first + m, self.tiling, self.image.formats)
+        image, t = self.image, first + m
+        return cut_rows(image.spec, image.config, m, t, self.tiling, image.formats, self._piece(t))
+
+    def _piece(self, t: int) -> int:
+        """Return how many keys a prefill program with up to t of them scores at a time."""
+        image = self.image
+        # The same for all up to a power of two, so that few plans are made.
+        bound = min(1 << (t - 1).bit_length(), image.spec.context)
+        if bound not in self._pieces:
+            self._pieces[bound] = key_piece(
+                image.spec, image.config, bound, self.tiling, image.formats, wanted=min(FEW_ROWS, bound)
+            )  # fmt: skip
+        return self._pieces[bound]
 
 
 def _aliases(positions: Positions) -> list[Alias]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from tilewright.compiler.block import Block, Operands
+from tilewright.compiler.block import Block, Operands, when
 from tilewright.compiler.emit import Region
 from tilewright.formats import bf16_field, f24_bits
-from tilewright_hw.arch.isa import Add, Dest, Mul, Reduce, Scale
+from tilewright_hw.arch.isa import Add, Mul, Reduce, Scale
 
 
 class NormBlock(Block):
@@ -36,33 +36,50 @@ class NormBlock(Block):
             self._rms_norm(name, into)
 
     def _rms_norm(self, name: str, into: Region) -> None:
-        x, n = self.plan.x, self.spec.dim
-        weights = self.norm_vector(name)
+        x, parts = self.plan.x, self.vector_parts()
+        weights = self.norm_vector(name, *parts[0])
         self.vector(
             [x], [], stat="x", red="rms", comment="sum of squares", **self.x_rows(),
-            reduce=Reduce.SUMSQ, const1=f24_bits(1.0 / n), const2=bf16_field(self.spec.norm_eps),
+            reduce=Reduce.SUMSQ, const1=f24_bits(1.0 / self.spec.dim), const2=bf16_field(self.spec.norm_eps),
         )  # fmt: skip
-        self.vector(
-            [x, weights], [into], stat="rms", red="sx", comment="normalise", **self.x_rows(),
-            scale=Scale.STAT_A, param=1, par=weights.start, reduce=Reduce.QSCALE,
-            dest=Dest.ROW, dst=into.start, dst_m=self.w_dim,
-        )  # fmt: skip
+        for first, count in parts:
+            if first:
+                weights = self.norm_vector(name, first, count)
+            self.vector(
+                [x, weights], [into], stat="rms", comment="normalise", **self.columns(x, first, count),
+                scale=Scale.STAT_A, param=1, par=weights.start, **self.to_columns(into, first),
+                **self._row_scale_of(parts),
+            )  # fmt: skip
+        self._row_scale_after(parts, into)
 
     def _layer_norm(self, name: str, into: Region) -> None:
         """(x * r - mean * r) * weight in one pass, + bias in the next."""
-        x, n = self.plan.x, self.spec.dim
-        weights = self.norm_vector(name)
-        bias = self.norm_vector(name + "_bias")
+        x, parts = self.plan.x, self.vector_parts()
+        weights, bias = self.norm_vector(name, *parts[0]), self.norm_vector(name + "_bias", *parts[0])
         self.vector(
             [x], [], stat="x", red="rms", comment="mean and variance", **self.x_rows(),
-            reduce=Reduce.VAR, const1=f24_bits(1.0 / n), const2=bf16_field(self.spec.norm_eps),
+            reduce=Reduce.VAR, const1=f24_bits(1.0 / self.spec.dim), const2=bf16_field(self.spec.norm_eps),
         )  # fmt: skip
-        to_rows: Operands = {"dest": Dest.ROW, "dst": into.start, "dst_m": self.w_dim}
-        self.vector(
-            [x, weights], [into], stat="rms", comment="normalise", **self.x_rows(), scale=Scale.STAT_A,
-            add=Add.STAT_B, mul=Mul.PARAM, par=weights.start, **to_rows,
-        )  # fmt: skip
-        self.vector(
-            [into, bias], [into], red="sx", comment="the norm's bias", **self.x_rows(into), add=Add.PARAM,
-            par=bias.start, reduce=Reduce.QSCALE, **to_rows,
-        )  # fmt: skip
+        for first, count in parts:
+            if first:
+                weights = self.norm_vector(name, first, count)
+                bias = self.norm_vector(name + "_bias", first, count)
+            to_rows = self.to_columns(into, first)
+            self.vector(
+                [x, weights], [into], stat="rms", comment="normalise", **self.columns(x, first, count),
+                scale=Scale.STAT_A, add=Add.STAT_B, mul=Mul.PARAM, par=weights.start, **to_rows,
+            )  # fmt: skip
+            self.vector(
+                [into, bias], [into], comment="the norm's bias", **self.columns(into, first, count), add=Add.PARAM,
+                par=bias.start, **to_rows, **self._row_scale_of(parts),
+            )  # fmt: skip
+        self._row_scale_after(parts, into)
+
+    def _row_scale_of(self, parts: list[tuple[int, int]]) -> Operands:
+        """Return the operands that record the scales of rows, if an instruction makes whole ones."""
+        return when(len(parts) == 1, red="sx", reduce=Reduce.QSCALE)
+
+    def _row_scale_after(self, parts: list[tuple[int, int]], rows: Region) -> None:
+        """Record the scales of rows that were made in parts: the same ones."""
+        if len(parts) > 1:
+            self.row_scale(rows, self.spec.dim, "sx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ MAX_BLOCK = 64
 """Rows of the largest block: each needs a sequencer register for its token."""
 LANES = 2
 """Blocks of a long prompt that are at work at a time."""
+FEW_ROWS = 4
+"""Blocks of fewer rows are not worth having the keys in one part: each block reads all weights."""
+LEAST_KEYS = 64
+"""Parts of fewer keys are not tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +38,17 @@ class Tiling:
         Output tiles of one pass of a matrix product.
     kv_heads : int or None
         KV heads of one pass of attention.
+    keys : int or None
+        Keys of one part of attention; rounded up to whole tiles and bus words.
     """
 
     block_rows: int | None = None
     chunk_tiles: int | None = None
     kv_heads: int | None = None
+    keys: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("block_rows", "chunk_tiles", "kv_heads"):
+        for name in ("block_rows", "chunk_tiles", "kv_heads", "keys"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise InputError(f"tiling: {name} must be a positive integer, not {value!r}")
@@ -69,11 +77,12 @@ class Plan:
     """Sizes and places for a program that works on m rows with up to t keys each.
 
     Rows of the row buffer are in words of L floats, of the activation buffer in words of R int8; `w_*` and `k_*` are
-    the words of one row in them.
+    the words of one row in them. Scores are made of up to `piece` keys at a time.
     """
 
     m: int
     t: int
+    piece: int
     chunk_tiles: int
     kv_chunk: int
     group_chunk: int
@@ -88,6 +97,8 @@ class Plan:
     heads_out: Region
     scores: Region
     hidden: Region
+    late: Region
+    """What is behind the residual stream: free when a block's layers are done."""
     act_x: Region
     act_q: Region
     act_p: Region
@@ -135,23 +146,24 @@ class Blocks:
 
 
 def cut_rows(
-    spec: ModelSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling, formats: Formats = DEFAULT
-) -> Blocks:
-    """Cut m rows with up to t keys into blocks.
+    spec: ModelSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling, formats: Formats = DEFAULT,
+    piece: int | None = None,
+) -> Blocks:  # fmt: skip
+    """Cut m rows with up to t keys, in parts of `piece`, into blocks.
 
     Two lanes pay when a block keeps the array busy for as long as the bus needs to bring a tile: then the array works
     for one while the vector unit works for the other. InputError if not even one row fits the configuration.
     """
     rows = (
-        largest_block(spec, config, t, tiling, LANES, formats)
+        largest_block(spec, config, t, tiling, LANES, formats, piece)
         if m >= LANES * config.tile_bytes // config.bus_bytes
         else 0
     )
     lanes = LANES if rows and m > 1 else 1
     if lanes == 1:
-        rows = largest_block(spec, config, t, tiling, 1, formats)
+        rows = largest_block(spec, config, t, tiling, 1, formats, piece)
         if not rows:
-            make_plan(spec, config, 1, t, tiling, formats)
+            make_plan(spec, config, 1, t, tiling, formats, piece=piece)
     count = ceil_div(m, rows)
     # The lanes end together if each has as many blocks.
     count = min(round_up(count, lanes), m)
@@ -168,13 +180,14 @@ def _head_cuts(spec: ModelSpec, tiling: Tiling) -> list[tuple[int, int]]:
 
 
 def largest_block(
-    spec: ModelSpec, config: AcceleratorConfig, t: int, tiling: Tiling, lanes: int, formats: Formats = DEFAULT
-) -> int:
+    spec: ModelSpec, config: AcceleratorConfig, t: int, tiling: Tiling, lanes: int, formats: Formats = DEFAULT,
+    piece: int | None = None,
+) -> int:  # fmt: skip
     """Return the most rows of a block whose plan fits one of several lanes; 0 if not even one does."""
 
     def fits(m: int) -> bool:
         try:
-            make_plan(spec, config, m, t, tiling, formats, 0, lanes)
+            make_plan(spec, config, m, t, tiling, formats, 0, lanes, piece=piece)
         except InputError:
             return False
         return True
@@ -182,13 +195,57 @@ def largest_block(
     return _bisect(0, min(tiling.block_rows or MAX_BLOCK, MAX_BLOCK, t), fits)
 
 
+def vector_part(spec: ModelSpec, config: AcceleratorConfig) -> int:
+    """Return how many elements of a vector of `dim` parameters are loaded at a time: all, or an eighth of the buffer.
+
+    Two such vectors may take three quarters of it.
+    """
+    if 8 * run_words(spec.dim, 4, config) <= 3 * config.param_words:
+        return spec.dim
+    unit = math.lcm(config.lanes, config.bus_bytes // 4)
+    return max(config.param_words // 8 * config.lanes // unit, 1) * unit
+
+
+def key_unit(config: AcceleratorConfig) -> int:
+    """Return what the keys of all parts but the last are a multiple of: whole tiles, words and bus words."""
+    return math.lcm(config.cols, config.lanes, config.bus_bytes // 2)
+
+
+def key_piece(
+    spec: ModelSpec, config: AcceleratorConfig, t: int, tiling: Tiling, formats: Formats = DEFAULT, wanted: int = 1
+) -> int:
+    """Return how many of up to t keys are scored at a time: all, if blocks of `wanted` rows fit with them.
+
+    Otherwise so many that blocks have the most rows. InputError if not even one row fits.
+    """
+    unit = key_unit(config)
+    if tiling.keys is not None:
+        return min(round_up(tiling.keys, unit), t)
+    best, most, piece = t, 0, t
+    while True:
+        rows = largest_block(spec, config, t, tiling, 1, formats, piece)
+        if rows >= wanted and piece == t:
+            return t
+        best, most = (piece, rows) if rows > most else (best, most)
+        if piece <= max(LEAST_KEYS, unit):
+            break
+        piece = round_up(ceil_div(piece, 2), unit)
+    if not most:
+        try:
+            make_plan(spec, config, 1, t, tiling, formats, piece=piece)
+        except InputError as e:
+            raise InputError(f"{e}, or a shorter context than {t}") from e
+    return best
+
+
 def make_plan(
     spec: ModelSpec, config: AcceleratorConfig, m: int, t: int, tiling: Tiling, formats: Formats = DEFAULT,
-    lane: int = 0, lanes: int = 1, attending: int | None = None,
+    lane: int = 0, lanes: int = 1, attending: int | None = None, piece: int | None = None,
 ) -> Plan:  # fmt: skip
     """Plan blocks of m rows and up to t keys in one lane's equal share of the buffers.
 
-    `attending` of the rows (None: all) attend at a time. InputError if it does not fit the configuration.
+    `attending` of the rows (None: all) attend at a time, to `piece` keys (None: all) at a time. InputError if it
+    does not fit the configuration.
     """
     for kv, group in _head_cuts(spec, tiling):
         spaces = {
@@ -201,7 +258,9 @@ def make_plan(
             )
         }
         try:
-            return _place(spec, config, m, t, kv, group, tiling, spaces, formats, lanes, attending or m)
+            return _place(
+                spec, config, m, t, kv, group, tiling, spaces, formats, lanes, attending or m, min(piece or t, t)
+            )
         except InputError:
             if kv == group == 1:
                 raise
@@ -217,7 +276,7 @@ def _bisect(low: int, high: int, good: Callable[[int], bool]) -> int:
 
 def _place(
     spec: ModelSpec, config: AcceleratorConfig, m: int, t: int, kv: int, group: int, tiling: Tiling,
-    spaces: dict[str, Space], formats: Formats, sharing: int, attending: int,
+    spaces: dict[str, Space], formats: Formats, sharing: int, attending: int, piece: int,
 ) -> Plan:  # fmt: skip
     lanes, r, c = config.lanes, config.rows, config.cols
     head = padded_head(spec, config, formats) // lanes
@@ -226,10 +285,11 @@ def _place(
     w_dim, w_ffn, w_t = (ceil_div(v, lanes) for v in (spec.dim, spec.ffn, t))
     hc = kv * group
 
-    acc = hc * attending * parts * max(ceil_div(t, c), ceil_div(spec.head_dim, c))
+    acc = hc * attending * parts * max(ceil_div(piece, c), ceil_div(spec.head_dim, c))
     if acc > config.acc_rows:
         raise InputError(
-            f"{t} keys of {hc} heads for {attending} rows need {acc} accumulator rows; acc_rows is {config.acc_rows}"
+            f"{piece} keys of {hc} heads for {attending} rows need {acc} accumulator rows; acc_rows is "
+            f"{config.acc_rows}"
         )
 
     row, act, param, stat = (spaces[name] for name in ("row", "act", "param", "stat"))
@@ -263,15 +323,16 @@ def _place(
     act.top = shared
     act_h = act.take(m * parts * ceil_div(spec.ffn, r), "quantised feed-forward rows")
 
-    norms = (param.take(run_dim, "a norm's weights"), param.take(run_dim, "a norm's weights"))
+    run_vector = run_words(vector_part(spec, config), 4, config)
+    norms = (param.take(run_vector, "a norm's weights"), param.take(run_vector, "a norm's weights"))
     run_head = run_words(spec.head_dim, 4, config)
     rope = param.take((m - 1) * head + max(head, run_head) if spec.rope_theta is not None else 0, "rotary factors")
     heads = spec.heads + spec.kv_heads
     head_norms = param.take((heads - 1) * head + max(head, run_head) if spec.qk_norm else 0, "norms of the heads")
     # Rows that take turns have caches of their own: while one attends, the next one's scales are loaded.
     turns = 1 if attending == m else 2
-    key_scales = param.take(turns * kv * w_t_bytes(t, config), "key scales")
-    value_scales = param.take(turns * kv * w_t_bytes(t, config), "value scales")
+    key_scales = param.take(turns * kv * w_t_bytes(piece, config), "key scales")
+    value_scales = param.take(turns * kv * w_t_bytes(piece, config), "value scales")
     tile_words = c // lanes
     widest = ceil_div(max(total_heads * head * lanes, spec.ffn, spec.dim, spec.vocab), c)
     # With several lanes a pass takes its share of a bank: short passes let another lane's chain of small steps through.
@@ -290,6 +351,11 @@ def _place(
     if chunk < 1:
         raise InputError(f"a block of {m} rows leaves no room for a matrix product's columns")
     scales = (param.take(chunk * tile_words, "scales"), param.take(chunk * tile_words, "scales"))
+    if (spec.learned_positions or spec.token_types) and max(run_vector, scales[0].size) < run_dim:
+        raise InputError(
+            f"the param buffer ({config.param_words} words) is too small for a row of position embeddings, of "
+            f"{run_dim} words; choose a configuration with a larger one"
+        )
     size = chunk * tile_words if has_bias else 0
     biases = (late.take(size, "biases"), late.take(size, "biases"))
     if spec.heads + spec.kv_heads > 255:
@@ -300,8 +366,9 @@ def _place(
     stats = {name: stat.take(m * size, "row statistics") for name, size in sizes.items()}
     stats |= {"so": stats["sx"], "max": stats["sp"], "sum": stats["sp"]}
     stats["sv"] = stats["sp" if spec.causal else "sq"]
+    free = Region("row", qkv.start, row.size - qkv.start)
     return Plan(
-        m, t, chunk, kv, group, head, row_heads, stat_heads, x, normed, qkv, heads_out, scores, hidden,
+        m, t, piece, chunk, kv, group, head, row_heads, stat_heads, x, normed, qkv, heads_out, scores, hidden, free,
         act_x, act_q, act_p, act_o, act_h,
         norms, scales, biases, rope, head_norms, key_scales, value_scales, stats,
     )  # fmt: skip
