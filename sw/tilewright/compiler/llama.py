@@ -90,9 +90,9 @@ class LlamaCompiler:
         Each token and those before it must be as many `parts` as `keys` (None: the whole context) are. InputError if
         so many rows do not fit the configuration.
         """
-        return self.decode_schedule(rows, logits).assemble()
+        return self.decode_schedule(rows, logits, keys).assemble()
 
-    def decode_schedule(self, rows: int = 1, logits: str = "all") -> Schedule:
+    def decode_schedule(self, rows: int = 1, logits: str = "all", keys: int | None = None) -> Schedule:
         """Return the program of `decode` before it is assembled."""
         image = self.image
         plan = self._decode_plan(rows, keys)

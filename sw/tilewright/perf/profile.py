@@ -26,7 +26,7 @@ from tilewright_hw.arch.memory_model import MemoryModel
 KINDS = {
     "embedding": ("embedding", "positions", "token_types", "embedding_norm", "embedding_norm_bias"),
     "norms": ("attn_norm", "ffn_norm", "final_norm", "attn_norm_bias", "ffn_norm_bias", "final_norm_bias"),
-    "queries, keys, values": ("qkv", "q", "kv", "wq", "wk", "wv", "bq", "bk", "bv"),
+    "queries, keys, values": ("qkv", "q", "k", "v", "wq", "wk", "wv", "bq", "bk", "bv"),
     "attention": ("attention", "q_norm", "k_norm"),
     "attention's output": ("wo", "bo"),
     "feed-forward: up": ("w_gate", "w_up", "b_gate", "b_up"),
@@ -308,7 +308,7 @@ def decode_run(
     compiler = LlamaCompiler(image)
     if batch > compiler.largest_batch():
         raise InputError(f"the batch must be at most {compiler.largest_batch()} on {config.name}, not {batch}")
-    schedule = compiler.decode_schedule(batch, "token" if batch == 1 else "all")
+    schedule = compiler.decode_schedule(batch, "token" if batch == 1 else "all", position + 1)
     tables = compiler.decode_arguments([(sequence, position, 0) for sequence in range(batch)])
     operations = model_operations(spec, [(position, 1)] * batch, weights=formats.weights)
     return _run(image, schedule.assemble(), schedule.emitter.parts, tables.tobytes(), operations)
