@@ -132,18 +132,19 @@ class Piece:
     last: bool = True
     """Whether nothing of what the same instruction pushed comes after it."""
 
+    def unpack(self) -> NDArray[np.int8]:
+        """Return the rows, (rows, C)."""
+        return self.stored.unpack(self.first, self.rows) if self.data is None else self.data
+
     def protect(self) -> None:
         """Copy the rows, whose bytes in memory are about to be overwritten."""
-        if self.data is None:
-            self.data = np.array(self.stored.unpack(self.first, self.rows))
+        self.data = np.array(self.unpack())
 
     def weights(self) -> NDArray[np.float32]:
         """Return the rows as float32, (rows, C), not to be changed."""
-        if self.data is not None:
-            return self.data.astype(np.float32)
-        if self.rows == self.stored.rows:
+        if self.data is None and self.rows == self.stored.rows:
             return self.stored.weights()
-        return self.stored.unpack(self.first, self.rows).astype(np.float32)
+        return self.unpack().astype(np.float32)
 
     def split(self, rows: int) -> tuple[Piece, Piece]:
         """Return the first `rows` rows and the rest."""
@@ -190,5 +191,5 @@ class TileFifo:
         """Copy what waits in memory from `start` to `end`, before it is overwritten."""
         for piece in self.pieces:
             region = piece.stored.region
-            if region.start < end and start < region.end:
+            if piece.data is None and region.start < end and start < region.end:
                 piece.protect()
