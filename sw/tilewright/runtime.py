@@ -13,6 +13,7 @@ from tilewright.compiler.image import LOGIT_ROWS, ModelImage
 from tilewright.compiler.layout import ceil_div
 from tilewright.compiler.llama import LlamaCompiler
 from tilewright.compiler.plan import Tiling
+from tilewright.compiler.schedule import Program
 from tilewright.formats import DEFAULT, Formats
 from tilewright.model import Checkpoint, Floats
 from tilewright.quantisers import Quantiser
@@ -163,6 +164,11 @@ class Engine:
     def config(self) -> AcceleratorConfig:
         """The device's configuration."""
         return self.device.config
+
+    def comments(self) -> dict[bytes, Sequence[str]]:
+        """Return what each instruction is for, of the programs that were compiled here (and not read from a file)."""
+        programs = (*self._decode.values(), *self._programs.values())
+        return {bytes(program): program.comments for program in programs if isinstance(program, Program)}
 
     @property
     def position(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import tilewright_hw
 from tilewright_hw.arch.config import AcceleratorConfig
+from tilewright_hw.arch.unit_log import BEATS_CYCLES, EVENTS, LEVELS, READ_BEAT
 from tilewright_hw.generate import TOP, flatten, to_rtlil
 from tilewright_sim import toolchain
 from tilewright_sim.cache import get_or_build
@@ -24,6 +25,13 @@ VERILOG = f"{TOP}.v"
 _HERE = Path(__file__).parent
 _HARNESS = _HERE / "harness.cpp"
 _SOURCES = (_HARNESS, _HERE / "memory.h")
+_PROBED = _HERE / "probe.py"
+_PROBE = {
+    "TILEWRIGHT_PROBE_EVENTS": f"{EVENTS}ull",
+    "TILEWRIGHT_PROBE_LEVELS": f"{LEVELS}ull",
+    "TILEWRIGHT_BEATS_SHIFT": str(READ_BEAT),
+    "TILEWRIGHT_BEATS_CYCLES": str(BEATS_CYCLES),
+}
 # Hidden symbols keep the libraries of two configurations apart in one process.
 _FLAGS = ("-fvisibility=hidden", "-fvisibility-inlines-hidden", "-w")
 
@@ -54,6 +62,7 @@ def build_library(
     rtlil_hash: str | None = None,
     trace: Trace | None = None,
     coverage: bool = False,
+    probe: bool = False,
     label: str = "rtl",
     on_progress: Progress | None = None,
 ) -> Path:
@@ -74,6 +83,8 @@ def build_library(
     coverage : bool
         Build one that counts which lines run and which signals toggle. Its Verilog keeps the hierarchy and the
         locations in Python, and stays beside the library as `VERILOG`.
+    probe : bool
+        The design has the port `probe` of `ProbedAccelerator`, which is to be logged.
     label : str
         For people: part of the cache entry's name.
     on_progress : callable, optional
@@ -98,6 +109,7 @@ def build_library(
         str(bus_bytes),
         str(trace),
         *(["coverage"] if coverage else []),
+        *([f"probe {_PROBE}"] if probe else []),
         *(_digest(path.read_bytes()) for path in _SOURCES),
         *_OPTIONS,
         *toolchain.fingerprint(verilator, compiler),
@@ -115,7 +127,7 @@ def build_library(
             verilog, TOP, folder / "cpp", trace=trace, coverage=coverage, prefix="Vtop", verilator=verilator
         )
         tell(f"compiling with {Path(compiler.command[0]).name} (once per configuration)")
-        _compile(model, compiler, folder, runtime, bus_bytes)
+        _compile(model, compiler, folder, runtime, bus_bytes, _PROBE if probe else {})
         _keep_only(folder, (LIBRARY, VERILOG) if coverage else (LIBRARY,))
         tell("the simulator is built")
 
@@ -161,6 +173,7 @@ def _compile(
     folder: Path,
     runtime: Path,
     bus_bytes: int,
+    probe: dict[str, str],
 ) -> None:
     """Compile a model and the harness: what runs once (and is most of the text) without optimisation."""
     slow = [source for source in model.sources if source.name.endswith("__Slow.cpp")]
@@ -172,6 +185,7 @@ def _compile(
             **model.defines,
             "TILEWRIGHT_BUS_BYTES": str(bus_bytes),
             "TILEWRIGHT_RESET": str(int(model.trace is not None or model.coverage)),
+            **probe,
         },
     }
     once = folder / "once.o"
@@ -195,14 +209,25 @@ def _keep_only(folder: Path, names: tuple[str, ...]) -> None:
             path.unlink()
 
 
+def _plain_rtlil(config: AcceleratorConfig, trace: Trace | None, coverage: bool) -> str:
+    return rtlil_with_sources(config) if coverage else to_rtlil(config, reset=trace is not None)
+
+
+def _probed_rtlil(config: AcceleratorConfig) -> str:
+    from tilewright_sim.rtl.probe import ProbedAccelerator
+
+    return to_rtlil(config, block=ProbedAccelerator(config), reset=False)
+
+
 def build_accelerator(
     config: AcceleratorConfig,
     *,
     trace: Trace | None = None,
     coverage: bool = False,
+    probe: bool = False,
     on_progress: Progress | None = None,
 ) -> Path:
-    """Return the shared library of an accelerator.
+    """Return the shared library of an accelerator; with `probe` one that logs what its units do, and writes no waves.
 
     The RTLIL's hash is itself cached, under a hash of the gateware's sources: a warm start
     elaborates nothing.
@@ -212,14 +237,15 @@ def build_accelerator(
 
     def rtlil() -> str:
         if not made:
-            made.append(rtlil_with_sources(config) if coverage else to_rtlil(config, reset=trace is not None))
+            made.append(_probed_rtlil(config) if probe else _plain_rtlil(config, trace, coverage))
         return made[0]
 
     def write_hash(folder: Path) -> None:
         tell("elaborating the gateware")
         (folder / "sha256").write_text(_digest(rtlil().encode()))
 
-    key = ["rtlil hash 1", *gateware_key(config), "coverage" if coverage else str(trace is not None)]
+    kind = "probe" if probe else "coverage" if coverage else str(trace is not None)
+    key = ["rtlil hash 1", *gateware_key(config), kind, *([_digest(_PROBED.read_bytes())] if probe else [])]
     entry = get_or_build(key, write_hash, label=f"rtlil-{config.name}")
     return build_library(
         rtlil,
@@ -227,6 +253,7 @@ def build_accelerator(
         rtlil_hash=(entry / "sha256").read_text(),
         trace=trace,
         coverage=coverage,
-        label=f"rtl-{config.name}{f'-{trace}' if trace else ''}{'-coverage' if coverage else ''}",
+        probe=probe,
+        label="-".join(["rtl", config.name, *([trace] if trace else []), *([kind] if coverage or probe else [])]),
         on_progress=on_progress,
     )

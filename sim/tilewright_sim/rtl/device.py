@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.errors import DeviceError, InputError
+from tilewright_hw.arch.isa import BYTES, Op
 from tilewright_hw.arch.memory_model import MemoryModel
 from tilewright_hw.arch.registers import REGISTERS
+from tilewright_hw.arch.unit_log import UnitLog
 from tilewright_sim.rtl.build import VERILOG, Progress, build_accelerator
 from tilewright_sim.toolchain import Trace as TraceFormat
 
@@ -76,6 +78,9 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "cycle": (ctypes.c_uint64, ()),
     "trace": (ctypes.c_int, (ctypes.c_char_p, ctypes.c_uint64, ctypes.c_uint64)),
     "check_outputs": (None, (ctypes.c_int,)),
+    "begin_log": (None, ()),
+    "log": (ctypes.c_void_p, (ctypes.POINTER(ctypes.c_uint64),)),
+    "beats": (ctypes.c_void_p, (ctypes.POINTER(ctypes.c_uint64),)),
     "write_coverage": (ctypes.c_int, (ctypes.c_char_p,)),
 }  # fmt: skip
 
@@ -111,6 +116,14 @@ class RtlDevice:
     coverage : Path, optional
         A folder: count which lines run and which signals toggle (a slower build of its own), and write that there when
         closed. By default the environment's TILEWRIGHT_COVERAGE.
+    log_units : bool
+        Keep a log of each program that runs: when its instructions are issued, begin and complete, and what they wait
+        for (a slower build of its own).
+
+    Members
+    -------
+    unit_logs : list of UnitLog, or None
+        The logs, if they were asked for.
 
     Raises
     ------
@@ -129,18 +142,26 @@ class RtlDevice:
         on_progress: Progress | None = None,
         library: Path | None = None,
         coverage: Path | None = None,
+        log_units: bool = False,
     ) -> None:
         self._simulation: int | None = None
-        if coverage is None and trace is None and library is None and (folder := os.environ.get(COVERAGE)):
+        if log_units and (trace or library or coverage):
+            raise InputError("log_units needs a simulator of its own: trace, library and coverage must not be given")
+        special = log_units or trace is not None or library is not None
+        if coverage is None and not special and (folder := os.environ.get(COVERAGE)):
             coverage = Path(folder)
+        self.unit_logs: list[UnitLog] | None = [] if log_units else None
         self.coverage = coverage
         self.config = config
         self.memory = memory or MemoryModel()
         self.trace = trace
         self._size = 0
         self._seconds = 0.0
+        self._started = 0
         kind = trace.format if trace else None
-        path = library or build_accelerator(config, trace=kind, coverage=coverage is not None, on_progress=on_progress)
+        path = library or build_accelerator(
+            config, trace=kind, coverage=coverage is not None, probe=log_units, on_progress=on_progress
+        )
         self._verilog = path.with_name(VERILOG)
         self._library = _library(path)
         m = self.memory
@@ -202,6 +223,9 @@ class RtlDevice:
         """Write a 32-bit control register (byte address)."""
         if not 0 <= value < 1 << 32:
             raise InputError(f"a register holds 32 bits, not {value!r}")
+        if self.unit_logs is not None and address == REGISTERS["CONTROL"].address:
+            self._call("begin_log")
+            self._started = self.cycle
         self._answer(self._call("write_register", address, value), "written", address)
 
     def read_register(self, address: int) -> int:
@@ -227,6 +251,11 @@ class RtlDevice:
         """
         if not self._get("STATUS") & _BUSY:
             return
+        self._wait(max_cycles)
+        if self.unit_logs is not None:
+            self.unit_logs.append(self._log())
+
+    def _wait(self, max_cycles: int) -> None:
         # A stale interrupt would end the run at once.
         told = self._get("IRQ_ENABLE") & _BOTH == _BOTH and not self._call("irq")
         end = self.cycle + max_cycles
@@ -244,6 +273,25 @@ class RtlDevice:
         if result == _FAILED:
             self._fail()
         return result == _DONE
+
+    def _log(self) -> UnitLog:
+        """Return what was logged since CONTROL was written."""
+        log, beats = (self._words(name).reshape(-1, width) for name, width in (("log", 2), ("beats", 4)))
+        return UnitLog(self._program(), self._started, self.cycle, log, beats)
+
+    def _words(self, name: str) -> NDArray[np.uint64]:
+        count = ctypes.c_uint64()
+        at = self._call(name, ctypes.byref(count))
+        if not count.value:
+            return np.zeros(0, np.uint64)
+        return np.ctypeslib.as_array(ctypes.cast(at, ctypes.POINTER(ctypes.c_uint64)), shape=(count.value,)).copy()
+
+    def _program(self) -> bytes:
+        """Return the program that was started, to its END."""
+        first = address = self._get("PROGRAM_LO") | self._get("PROGRAM_HI") << 32
+        while address + BYTES <= self._size and self._view[address] != Op.END:
+            address += BYTES
+        return self._view[first : address + BYTES].tobytes()
 
     def idle(self, cycles: int) -> None:
         """Let cycles pass, whatever the interrupt says."""

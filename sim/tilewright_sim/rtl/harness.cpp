@@ -2,6 +2,8 @@
 //
 // The build sets TILEWRIGHT_BUS_BYTES, and TILEWRIGHT_RESET to whether there is a port `rst` (for waves and
 // coverage). Everything but the interface is hidden, so that libraries of several configurations live in one process.
+// Of a design with a port `probe` it also sets TILEWRIGHT_PROBE_EVENTS and TILEWRIGHT_PROBE_LEVELS, masks of its bits, and
+// TILEWRIGHT_BEATS_SHIFT and TILEWRIGHT_BEATS_CYCLES (tilewright_hw/arch/unit_log.py).
 
 #include "Vtop.h"
 #include "Vtop___024root.h"
@@ -21,6 +23,7 @@ using TraceFile = VerilatedFstC;
 #endif
 
 #include <memory>
+#include <vector>
 
 #define API extern "C" __attribute__((visibility("default")))
 
@@ -154,6 +157,14 @@ class Simulation {
 
     void check_outputs(bool on) { check_ = on; }
 
+    void begin_log() {
+        log_.clear();
+        beats_.clear();
+        levels_ = 0;
+    }
+    const std::vector<uint64_t>& log() const { return log_; }      // (cycle, bits)
+    const std::vector<uint64_t>& beats() const { return beats_; }  // (first cycle, three counts)
+
     const char* failure() const { return memory_.failure.c_str(); }
     uint8_t* data() const { return memory_.bytes.data(); }
     uint64_t cycle() const { return cycle_; }
@@ -170,7 +181,28 @@ class Simulation {
         } else {
             memory_.step(cycle_);
         }
+#ifdef TILEWRIGHT_PROBE_EVENTS
+        top_->eval();  // what follows from this cycle's inputs
+        note(top_->probe);
+#endif
         tick();
+    }
+
+    // Logs events and changes of levels, and counts beats.
+    [[maybe_unused]] void note(uint64_t bits) {
+#ifdef TILEWRIGHT_PROBE_EVENTS
+        uint64_t levels = bits & TILEWRIGHT_PROBE_LEVELS;
+        if (bits & TILEWRIGHT_PROBE_EVENTS || levels != levels_) {
+            log_.push_back(cycle_);
+            log_.push_back(bits & (TILEWRIGHT_PROBE_LEVELS | TILEWRIGHT_PROBE_EVENTS));
+        }
+        levels_ = levels;
+        if (beats_.empty() || cycle_ - beats_[beats_.size() - 4] >= TILEWRIGHT_BEATS_CYCLES)
+            beats_.insert(beats_.end(), {cycle_, 0, 0, 0});
+        for (int i = 0; i < 3; i++) beats_[beats_.size() - 3 + i] += bits >> (TILEWRIGHT_BEATS_SHIFT + i) & 1;
+#else
+        (void)bits;
+#endif
     }
 
     void tick() {
@@ -210,6 +242,8 @@ class Simulation {
     tilewright::Memory<Vtop, TILEWRIGHT_BUS_BYTES> memory_;
     uint64_t cycle_ = 0;
     bool check_ = false;
+    std::vector<uint64_t> log_, beats_;
+    uint64_t levels_ = 0;
 #if VM_TRACE
     std::unique_ptr<TraceFile> trace_;
     uint64_t first_ = 0, last_ = 0;
@@ -240,3 +274,12 @@ API int tilewright_trace(Simulation* s, const char* path, uint64_t first, uint64
 }
 API int tilewright_write_coverage(Simulation* s, const char* path) { return s->write_coverage(path); }
 API void tilewright_check_outputs(Simulation* s, int on) { s->check_outputs(on != 0); }
+API void tilewright_begin_log(Simulation* s) { s->begin_log(); }
+API const uint64_t* tilewright_log(Simulation* s, uint64_t* words) {
+    *words = s->log().size();
+    return s->log().data();
+}
+API const uint64_t* tilewright_beats(Simulation* s, uint64_t* words) {
+    *words = s->beats().size();
+    return s->beats().data();
+}

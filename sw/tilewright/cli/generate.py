@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
-from tilewright.api import Generation
+from tilewright.api import Generation, Model
 from tilewright.cli.options import (
     Commands,
     add_device,
@@ -20,6 +21,8 @@ from tilewright.cli.options import (
 )
 from tilewright.cli.progress import Progress
 from tilewright.cli.session import Continuation, check_line, load_model, report, write_text
+from tilewright.devices import check_logs
+from tilewright.unit_trace import check_writable, write_unit_trace
 
 EXAMPLES = examples(
     ('tilewright generate --prompt "Once upon a time"', "the built-in model on the simulated gateware, greedily"),
@@ -34,6 +37,10 @@ EXAMPLES = examples(
     (
         'tilewright generate path/to/folder --config edge --memory latency=150,stall=0.1,seed=1 --prompt "Hello"',
         "a Hugging Face folder, another accelerator, a slow memory",
+    ),
+    (
+        'tilewright generate --prompt "Once" --max-new-tokens 2 --trace-units units.json',
+        "what each unit did and waited for, in cycles: open the file in ui.perfetto.dev or chrome://tracing",
     ),
 )
 
@@ -52,6 +59,10 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--check", action="store_true", help="run the golden model beside it and compare tokens and memory image"
     )
+    parser.add_argument(
+        "--trace-units", type=Path, metavar="FILE",
+        help="write what each unit of the simulated accelerator did, cycle by cycle, for Chrome's or Perfetto's viewer",
+    )  # fmt: skip
     add_output(parser)
 
 
@@ -59,8 +70,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Generate; 1 if --check found a difference."""
     progress = Progress(arguments.quiet)
     request = Continuation.check(arguments)
+    traced = arguments.trace_units is not None
+    check_logs(arguments.device, traced)
+    if traced:
+        check_writable(arguments.trace_units)
     prompt = read_prompt(arguments.prompt)
-    with load_model(arguments, request, prompt, progress) as model:
+    with load_model(arguments, request, prompt, progress, log_units=traced) as model:
         emit = _discard if arguments.json else _write
         generation = write_text(model, request, prompt, progress, emit)
         if arguments.json:
@@ -69,7 +84,15 @@ def run(arguments: argparse.Namespace) -> int:
             _write("\n")
         for line in _summary(generation, model.device.name):
             progress.note(line)
+        if traced:
+            _write_trace(arguments.trace_units, model, progress)
     return 0 if generation.check is None or generation.check.exact else 1
+
+
+def _write_trace(path: Path, model: Model, progress: Progress) -> None:
+    logs = getattr(model.device, "unit_logs", None) or []
+    with progress.stage(f"trace of {len(logs)} programs written to {path}"):
+        write_unit_trace(path, logs, model.engine.comments())
 
 
 def _write(text: str) -> None:

@@ -191,11 +191,15 @@ def memory_model(text: str) -> MemoryModel:
 
 
 def open_checked(
-    name: str, config: AcceleratorConfig, memory: MemoryModel, progress: Callable[[str], None] | None = None
+    name: str,
+    config: AcceleratorConfig,
+    memory: MemoryModel,
+    progress: Callable[[str], None] | None = None,
+    log_units: bool = False,
 ) -> Device:
     """Open a device; what keeps it from being opened (no compiler, no room) is the user's to mend: InputError."""
     try:
-        return open_device(name, config, memory=memory, progress=progress)
+        return open_device(name, config, memory=memory, progress=progress, log_units=log_units)
     except InputError:
         raise
     except (RuntimeError, OSError) as e:

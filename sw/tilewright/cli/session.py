@@ -66,23 +66,30 @@ class Continuation(Setup):
         return cls(setup.config, setup.memory, setup.formats, arguments.max_new_tokens, options)
 
 
-def load_model(arguments: argparse.Namespace, request: Continuation, prompt: str, progress: Progress) -> Model:
+def load_model(
+    arguments: argparse.Namespace, request: Continuation, prompt: str, progress: Progress, log_units: bool = False
+) -> Model:
     """Read checkpoint and tokenizer, check the prompt and that the model fits, open the device, load: in this order."""
     checkpoint, tokenizer = read_model(arguments.model, arguments.tokenizer, arguments.context)
     check_continues(checkpoint)
     prompt_ids(prompt, checkpoint.spec, tokenizer)
-    return open_model(arguments, request, checkpoint, tokenizer, progress)
+    return open_model(arguments, request, checkpoint, tokenizer, progress, log_units)
 
 
 def open_model(
-    arguments: argparse.Namespace, setup: Setup, checkpoint: Checkpoint, tokenizer: Tokenizer, progress: Progress
+    arguments: argparse.Namespace,
+    setup: Setup,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    progress: Progress,
+    log_units: bool = False,
 ) -> Model:
     """Check that a model fits, open the device, and load it there."""
     config, found = settle(checkpoint, setup.config, setup.formats)
     check_fits(checkpoint.spec, config, None, found)
     quantiser = prepare_quantiser(arguments, checkpoint, tokenizer, progress)
     with progress.stage(f"{arguments.device} device ({config.name}) opened") as stage:
-        device = open_checked(arguments.device, config, setup.memory, stage.say)
+        device = open_checked(arguments.device, config, setup.memory, stage.say, log_units)
     try:
         how = "quantised and loaded" if checkpoint.stored is None else "loaded"
         with progress.stage(f"model {checkpoint.name} {how}") as stage:

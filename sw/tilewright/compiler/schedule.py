@@ -96,6 +96,18 @@ class Alias:
     read: Region
 
 
+class Program(bytes):
+    """An assembled program that still knows what its instructions are for.
+
+    Members
+    -------
+    comments : tuple of str
+        One for each instruction; may be empty.
+    """
+
+    comments: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Schedule:
     """A program without its END, and about how many cycles it takes."""
@@ -103,10 +115,12 @@ class Schedule:
     emitter: Emitter
     cycles: int
 
-    def assemble(self) -> bytes:
+    def assemble(self) -> Program:
         """Return the program, ended."""
         self.emitter.control(Op.END)
-        return assemble(self.emitter.program)
+        program = Program(assemble(self.emitter.program))
+        program.comments = tuple(instruction.comment for instruction in self.emitter.program)
+        return program
 
 
 def merge(lanes: Sequence[Lane], config: AcceleratorConfig) -> Schedule:
