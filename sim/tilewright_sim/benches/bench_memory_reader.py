@@ -256,7 +256,7 @@ class Bench:
     def _rows(self, f: Fields, op: Op, fifo: str) -> list[int]:
         BLOCKS["MemoryReader"](self.machine, defaultdict(int, f), op)(self.machine)
         tiles = self.machine.fifos[fifo]
-        rows = [piece.unpack() for piece in tiles.pop(tiles.rows)]
+        rows = [piece.weights().astype(np.int8) for piece in tiles.pop(tiles.rows)]
         return [int.from_bytes(row.tobytes(), "little") for row in np.concatenate(rows)]
 
     def _expect_words(self, dest: LoadDest, step: Any) -> None:
