@@ -14,6 +14,7 @@ from tilewright_hw.generate import TOP, flatten, to_rtlil
 from tilewright_sim import toolchain
 from tilewright_sim.cache import get_or_build
 from tilewright_sim.coverage import design
+from tilewright_sim.rtl.sleep import SLEEPERS, let_sleep
 from tilewright_sim.toolchain import Trace
 
 __all__ = ["LIBRARY", "VERILOG", "Progress", "build_accelerator", "build_library", "gateware_key"]
@@ -25,6 +26,7 @@ VERILOG = f"{TOP}.v"
 _HERE = Path(__file__).parent
 _HARNESS = _HERE / "harness.cpp"
 _SOURCES = (_HARNESS, _HERE / "memory.h")
+_SLEEP = _HERE / "sleep.py"
 _PROBED = _HERE / "probe.py"
 _PROBE = {
     "TILEWRIGHT_PROBE_EVENTS": f"{EVENTS}ull",
@@ -63,6 +65,7 @@ def build_library(
     trace: Trace | None = None,
     coverage: bool = False,
     probe: bool = False,
+    awake: bool = False,
     label: str = "rtl",
     on_progress: Progress | None = None,
 ) -> Path:
@@ -85,6 +88,8 @@ def build_library(
         locations in Python, and stays beside the library as `VERILOG`.
     probe : bool
         The design has the port `probe` of `ProbedAccelerator`, which is to be logged.
+    awake : bool
+        Let no pipeline sleep (`sleep.py`): slower, for comparison. So are those with waves or coverage.
     label : str
         For people: part of the cache entry's name.
     on_progress : callable, optional
@@ -103,6 +108,7 @@ def build_library(
             raise ValueError("a callable rtlil needs rtlil_hash")
         rtlil_hash = _digest(rtlil.encode())
     verilator, compiler = toolchain.find_verilator(), toolchain.find_compiler()
+    asleep = not (awake or trace or coverage)
     key = [
         "rtl device 1",
         rtlil_hash,
@@ -110,7 +116,7 @@ def build_library(
         str(trace),
         *(["coverage", _digest(Path(design.__file__).read_bytes())] if coverage else []),
         *([f"probe {_PROBE}"] if probe else []),
-        *(_digest(path.read_bytes()) for path in _SOURCES),
+        *(_digest(path.read_bytes()) for path in (*_SOURCES, *([_SLEEP] if asleep else []))),
         *_OPTIONS,
         *toolchain.fingerprint(verilator, compiler),
     ]
@@ -121,7 +127,8 @@ def build_library(
         text = rtlil() if callable(rtlil) else rtlil
         tell("writing Verilog with Yosys" if coverage else "flattening with Yosys")
         verilog = folder / VERILOG
-        verilog.write_text(design.with_sources(text) if coverage else flatten(text), encoding="utf-8")
+        flat = design.with_sources(text) if coverage else flatten(text)
+        verilog.write_text(let_sleep(flat, SLEEPERS) if asleep else flat, encoding="utf-8")
         tell("translating with Verilator")
         model = toolchain.verilate(
             verilog, TOP, folder / "cpp", trace=trace, coverage=coverage, prefix="Vtop", verilator=verilator
