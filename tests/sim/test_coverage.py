@@ -7,22 +7,29 @@ import pytest
 
 from tilewright_hw.arch import AcceleratorConfig
 from tilewright_sim.coverage.__main__ import main
-from tilewright_sim.coverage.read import CoverageError, Point, read_folder, read_points, source_lines
+from tilewright_sim.coverage.read import CoverageError, Point, Source, read_folder, read_points, source_lines
 from tilewright_sim.coverage.report import holes, reports
 
+NAME = "tilewright_hw/gateware/fifo.py"
 VERILOG = """\
 (* src = "/somewhere/hw/tilewright_hw/gateware/top.py:57" *)
 module m(clk, a, o);
   (* src = "/somewhere/hw/tilewright_hw/gateware/fifo.py:10" *)
   wire [1:0] a;
+  reg [1:0] _7_;
   (* src = "/somewhere/hw/tilewright_hw/gateware/fifo.py:12" *)
-  wire o;
+  reg \\o.x ;
+  assign b = a + (* src = "/somewhere/hw/tilewright_hw/gateware/fifo.py:30" *) c;
   (* src = "/somewhere/hw/tilewright_hw/gateware/fifo.py:20" *)
+  always @(posedge clk)
+    held <= _7_;
   always @* begin
-    (* src = "/somewhere/hw/tilewright_hw/gateware/fifo.py:21" *)
-    casez (a)
-      2'h1: o = 1;
-    endcase
+    if (a) begin
+      _7_ = 2'h0;
+    end
+  end
+  always @* begin
+    \\o.x  = 1'h0;
   end
 endmodule
 module n();
@@ -45,20 +52,22 @@ def folder(path, *points):
 
 
 def test_lines_of_verilog_know_their_line_of_python():
-    places = source_lines(VERILOG)
-    name = "tilewright_hw/gateware/fifo.py"
-    assert places[4] == (name, 10)
-    assert places[6] == (name, 12)
-    assert places[8] == (name, 20)
-    assert places[10] == places[11] == (name, 21)
-    assert 16 not in places  # a wire without an attribute is not of the line before its module
+    """A declaration that before it, an expression that inside it, a block that of the register or signal it is of."""
+    sources = source_lines(VERILOG)
+    assert sources[4] == Source((NAME, 10))
+    assert sources[7] == Source((NAME, 12))
+    assert sources[8] == Source((NAME, 30))
+    assert [sources[i] for i in range(12, 17)] == [Source((NAME, 20), "held", i) for i in range(5)]
+    assert sources[18] == Source((NAME, 12), "\\o.x", 1)
+    assert 5 not in sources
+    assert 22 not in sources  # a wire without an attribute is not of the module before
 
 
 def test_points_of_all_instances_and_runs_are_added(tmp_path):
     path = folder(tmp_path, point(8, 3), point(8, 4), point(11, 0, kind="branch"))
     counts = read_points(next(path.glob("*.dat")))
     assert counts == Counter(
-        {Point("line", "tilewright.v", 8, "block", "m"): 7, Point("branch", "tilewright.v", 11, "block", "m"): 0}
+        {Point("line", "rtl-tiny-1.v", 8, "block", "m"): 7, Point("branch", "rtl-tiny-1.v", 11, "block", "m"): 0}
     )
     folder(tmp_path, point(11, 2, kind="branch"))
     coverage = read_folder([tmp_path])
@@ -67,29 +76,28 @@ def test_points_of_all_instances_and_runs_are_added(tmp_path):
 
 def test_a_report_by_line_and_bit(tmp_path):
     toggles = [point(4, 1, "a[0]:0->1", "toggle"), point(4, 0, "a[0]:1->0", "toggle"), point(4, 9, "a[1]", "toggle")]
-    path = folder(tmp_path, point(8, 3), point(11, 0, kind="branch"), *toggles, point(16, 0, "b", "toggle"))
+    blocks = [point(13, 0, "if", "branch"), point(13, 3, "else", "branch"), point(18, 2)]
+    path = folder(tmp_path, *blocks, *toggles, point(22, 0, "b", "toggle"))
     (report,) = reports(read_folder([path]))
-    assert report.file == "tilewright_hw/gateware/fifo.py"
-    assert report.lines == {20: True, 21: False}
+    assert report.file == NAME
+    assert report.branches == {(20, "held +1 if"): False, (20, "held +1 else"): True, (12, "\\o.x +1 block"): True}
+    assert report.lines == {20: False, 12: True}
     assert report.bits == {(10, "a[0]"): False, (10, "a[1]"): True}
-    assert (report.lines_reached, report.bits_reached) == (1, 1)
+    assert (report.lines_reached, report.branches_reached, report.bits_reached) == (1, 2, 1)
     found = [(hole.place[1], hole.what) for hole in holes(read_folder([path]))]
-    assert found == [(10, "a: 1 of 2 bits never toggled"), (21, "never ran")]
+    assert found == [(10, "1 of 2 bits of a never toggled"), (20, "1 of 2 branches were never taken")]
 
 
 def test_the_command(tmp_path, capsys):
-    path = folder(tmp_path / "runs", point(8, 3), point(11, 0, kind="branch"))
+    path = folder(tmp_path / "runs", point(13, 0, "if", "branch"), point(13, 3, "else", "branch"))
     assert main([str(path)]) == 0
     out = capsys.readouterr().out
-    assert "fifo.py" in out
     assert "1 of 2       50.0%" in out
-    assert "fifo.py:21: never ran" in out
+    assert "fifo.py:20: 1 of 2 branches were never taken" in out
     assert main([str(path), "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer["files"] == [
-        {"file": "tilewright_hw/gateware/fifo.py", "lines": 2, "ran": 1, "bits": 0, "toggled": 0}
-    ]
-    assert [hole["place"] for hole in answer["holes"]] == [["tilewright_hw/gateware/fifo.py", 21]]
+    assert answer["files"] == [{"file": NAME, "lines": [0, 1], "branches": [1, 2], "bits": [0, 0]}]
+    assert [hole["place"] for hole in answer["holes"]] == [[NAME, 20]]
 
 
 def test_bad_files(tmp_path, capsys):

@@ -116,7 +116,7 @@ class Bench:
         """Reset in the middle of work: what was asked for may be written or not; nothing is after it."""
         for source in (self.commands, self.data):
             source.stop()
-        await pulse_reset(self.dut, 2)
+        await pulse_reset(self.dut, 1)
         self.rules.reset()
         self.sent = self.done = self.beats = 0
         await ClockCycles(self.dut.clk, 40)

@@ -19,15 +19,23 @@ def _share(reached: int, count: int) -> str:
 
 
 def _table(files: Sequence[FileReport]) -> str:
-    rows = [f"{'file':<28}{'lines that ran':>24}{'bits that toggled':>26}"]
+    total = FileReport("all")
+    rows = [f"{'file':<18}{'lines':>24}{'branches':>24}{'bits':>24}"]
     for report in files:
-        name = report.file.rpartition("/")[2]
-        lines, bits = _share(report.lines_reached, len(report.lines)), _share(report.bits_reached, len(report.bits))
-        rows.append(f"{name:<28}{lines:>24}{bits:>26}")
-    lines = _share(sum(f.lines_reached for f in files), sum(len(f.lines) for f in files))
-    bits = _share(sum(f.bits_reached for f in files), sum(len(f.bits) for f in files))
-    rows.append(f"{'all':<28}{lines:>24}{bits:>26}")
+        total.branches |= {(id(report), f"{key}"): taken for key, taken in report.branches.items()}
+        total.bits |= {(id(report), f"{key}"): taken for key, taken in report.bits.items()}
+        rows.append(_row(report, report.lines_reached, len(report.lines)))
+    rows.append(_row(total, sum(f.lines_reached for f in files), sum(len(f.lines) for f in files)))
     return "\n".join(rows)
+
+
+def _row(report: FileReport, reached: int, lines: int) -> str:
+    parts = (
+        _share(reached, lines),
+        _share(report.branches_reached, len(report.branches)),
+        _share(report.bits_reached, len(report.bits)),
+    )
+    return f"{report.file.rpartition('/')[2]:<18}" + "".join(f"{part:>24}" for part in parts)
 
 
 def _line(hole: Hole) -> str:
@@ -40,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print; return 0, or 2 where there is nothing to read."""
     parser = argparse.ArgumentParser(prog="python -m tilewright_sim.coverage", description=__doc__)
     parser.add_argument("paths", nargs="+", type=Path, metavar="FOLDER", help="where the counts are")
-    parser.add_argument("--holes", choices=("lines", "all", "none"), default="lines", help="which to list")
+    parser.add_argument("--holes", choices=("branch", "toggle", "none"), default="branch", help="which to list")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
     try:
@@ -54,10 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = [
             {
                 "file": f.file,
-                "lines": len(f.lines),
-                "ran": f.lines_reached,
-                "bits": len(f.bits),
-                "toggled": f.bits_reached,
+                "lines": [f.lines_reached, len(f.lines)],
+                "branches": [f.branches_reached, len(f.branches)],
+                "bits": [f.bits_reached, len(f.bits)],
             }
             for f in files
         ]
@@ -65,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     print(_table(files))
     for hole in found:
-        if arguments.holes == "all" or (arguments.holes == "lines" and hole.what == "never ran"):
+        if hole.kind == arguments.holes:
             print(_line(hole))
     return 0
 

@@ -3,39 +3,52 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tilewright_sim.coverage.read import Coverage, Place, Point
+from tilewright_sim.coverage.read import Coverage, Place
 
 __all__ = ["FileReport", "Hole", "holes", "reports"]
 
-LINES = ("line", "branch", "block", "if", "else", "elsif", "case")
 GATEWARE = "tilewright_hw/gateware/"
 
 
 @dataclass
 class FileReport:
-    """What was reached of a Python file.
+    """What was reached of a Python file, on one instance or another of its components.
 
     Parameters
     ----------
     file : str
         From its package on.
-    lines : dict
-        Python lines with statements, and whether every branch of theirs ran on some instance.
+    branches : dict
+        Branches by the Python line that they are of and what they are, and whether they were taken.
     bits : dict
-        Bits of its signals, by the line that made them, and whether each went up and down on some instance.
+        Bits of signals by the line that makes them, and whether each went up and down.
     """
 
     file: str
-    lines: dict[int, bool] = field(default_factory=dict)
+    branches: dict[tuple[int, str], bool] = field(default_factory=dict)
     bits: dict[tuple[int, str], bool] = field(default_factory=dict)
 
     @property
+    def lines(self) -> dict[int, bool]:
+        """Lines with branches, and whether all of these were taken."""
+        lines: dict[int, bool] = {}
+        for (line, _), taken in self.branches.items():
+            lines[line] = lines.get(line, True) and taken
+        return lines
+
+    @property
     def lines_reached(self) -> int:
-        """Lines that ran."""
+        """Lines all of whose branches were taken."""
         return sum(self.lines.values())
+
+    @property
+    def branches_reached(self) -> int:
+        """Branches that were taken."""
+        return sum(self.branches.values())
 
     @property
     def bits_reached(self) -> int:
@@ -45,62 +58,52 @@ class FileReport:
 
 @dataclass(frozen=True)
 class Hole:
-    """A line that never ran, or a signal of which some bits never toggled.
+    """A line some of whose branches were never taken, or a signal of which some bits never toggled.
 
     Parameters
     ----------
     place : (str, int)
         The Python line.
+    kind : str
+        `branch` or `toggle`.
     what : str
-        `a branch never ran`, or the signal and how many of its bits stood still.
+        How much of it.
     text : str
         The line, where its file is at hand.
     """
 
     place: Place
+    kind: str
     what: str
     text: str
 
 
-def _gateware(coverage: Coverage) -> dict[Place, list[tuple[Point, int]]]:
-    """Return the points of the gateware's own lines."""
-    found: dict[Place, list[tuple[Point, int]]] = defaultdict(list)
-    for point, count in coverage.counts.items():
-        place = coverage.place(point)
-        if place is not None and place[0].startswith(GATEWARE):
-            found[place].append((point, count))
-    return found
-
-
-def _bits(points: list[tuple[Point, int]]) -> dict[str, bool]:
-    """Return the bits of signals that a line makes, and whether each has gone up and down."""
-    counts: dict[str, list[int]] = defaultdict(list)
-    for point, count in points:
-        if point.kind == "toggle":
-            counts[point.what].append(count)
-    reached: dict[str, list[bool]] = defaultdict(list)
-    for what, numbers in counts.items():  # one for each direction, where Verilator tells them apart
-        reached[what.split(":")[0]].append(any(numbers))
-    return {bit: all(each) for bit, each in reached.items()}
-
-
-def _ran(points: list[tuple[Point, int]]) -> bool | None:
-    """Return whether every branch of a line ran in one module or another; None where there is none."""
-    branches: dict[tuple[str, str], int] = defaultdict(int)
-    for point, count in points:
-        if point.kind != "toggle":
-            branches[point.module.split("tilewright")[-1], f"{point.verilog}:{point.line}"] += count
-    return any(branches.values()) if branches else None
+def _reached(points: Iterable[tuple[str, int]]) -> dict[str, bool]:
+    """Return the names of points, and whether each was reached, in both directions where it has two."""
+    counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for name, count in points:
+        name, _, direction = name.partition(":")
+        counts[name][direction] += count
+    return {name: all(each.values()) for name, each in counts.items()}
 
 
 def reports(coverage: Coverage) -> list[FileReport]:
     """Return what was reached, file by file."""
+    branches: dict[Place, list[tuple[str, int]]] = defaultdict(list)
+    bits: dict[Place, list[tuple[str, int]]] = defaultdict(list)
+    for point, count in coverage.counts.items():
+        source = coverage.source(point)
+        if source is None or not source.place[0].startswith(GATEWARE):
+            continue
+        if point.kind == "toggle":
+            bits[source.place].append((point.what, count))
+        else:
+            branches[source.place].append((f"{source.block} +{source.offset} {point.what}", count))
     files: dict[str, FileReport] = {}
-    for (name, line), points in sorted(_gateware(coverage).items()):
-        report = files.setdefault(name, FileReport(name))
-        if (ran := _ran(points)) is not None:
-            report.lines[line] = ran
-        report.bits.update({(line, bit): reached for bit, reached in _bits(points).items()})
+    for place in sorted({*branches, *bits}):
+        report = files.setdefault(place[0], FileReport(place[0]))
+        report.branches.update({(place[1], name): taken for name, taken in _reached(branches[place]).items()})
+        report.bits.update({(place[1], name): taken for name, taken in _reached(bits[place]).items()})
     return list(files.values())
 
 
@@ -118,18 +121,14 @@ def holes(coverage: Coverage, root: Path | None = None) -> list[Hole]:
     for report in reports(coverage):
         path = root / report.file if root else None
         text = path.read_text(encoding="utf-8").splitlines() if path and path.exists() else []
-
-        def quoted(line: int, text: list[str] = text) -> str:
-            return text[line - 1].strip() if 0 < line <= len(text) else ""
-
-        for line, ran in report.lines.items():
-            if not ran:
-                found.append(Hole((report.file, line), "never ran", quoted(line)))
-        still: dict[tuple[int, str], list[bool]] = defaultdict(list)
-        for (line, bit), reached in report.bits.items():
-            still[line, bit.split("[")[0]].append(reached)
-        for (line, signal), bits in still.items():
-            if not all(bits):
-                what = f"{signal}: {bits.count(False)} of {len(bits)} bits never toggled"
-                found.append(Hole((report.file, line), what, quoted(line)))
-    return sorted(found, key=lambda hole: hole.place)
+        lines: dict[tuple[str, int, str], list[bool]] = defaultdict(list)
+        for (line, _), taken in report.branches.items():
+            lines["branch", line, "branches were never taken"].append(taken)
+        for (line, bit), taken in report.bits.items():
+            lines["toggle", line, f"bits of {bit.split('[')[0]} never toggled"].append(taken)
+        for (kind, line, what), taken_ones in lines.items():
+            if not all(taken_ones):
+                quoted = text[line - 1].strip() if line <= len(text) else ""
+                count = f"{taken_ones.count(False)} of {len(taken_ones)} {what}"
+                found.append(Hole((report.file, line), kind, count, quoted))
+    return sorted(found, key=lambda hole: (hole.place, hole.kind, hole.what))
