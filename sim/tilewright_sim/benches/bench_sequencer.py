@@ -189,11 +189,15 @@ class Bench:
             await RisingEdge(dut.clk)
             self.cycle += 1
             assert not give or dut.i_fetch_ready.value, "a fetched word was not taken"
+            if dut.rst.value:  # what was asked for before is not answered
+                self.beats.clear()
+                for queue in self.working.values():
+                    queue.clear()
+                continue
             for unit in Unit:
                 self.completed[unit] += done >> unit & 1
-            if not dut.rst.value:
-                self.finished += int(dut.finished.value)
-                self.issued += int(dut.issued.value)
+            self.finished += int(dut.finished.value)
+            self.issued += int(dut.issued.value)
 
     async def begin(self, program: bytes) -> None:
         """Start a program, with what it asks for expected; `start` while busy is ignored."""
@@ -237,9 +241,6 @@ class Bench:
         """Reset in the middle of work, for one cycle."""
         await pulse_reset(self.dut, 1)
         self.model.reset()
-        self.beats.clear()
-        for queue in self.working.values():
-            queue.clear()
         self.completed = [0] * len(Unit)
         await self.quiet(50)
         assert not self.dut.busy.value
