@@ -375,6 +375,43 @@ async def test_every_choice_of_an_operand(dut: Any) -> None:
     await bench.finish()
 
 
+EXTREMES = (0x7F7FFF, 0xFF7FFF, 0x008000, 0x808000, 0, 0x7F0000, 0x3F8000, 0xFF0000)
+"""The largest and the smallest floats, zero, one, and what overflows when it is doubled."""
+
+
+@cocotb.test()
+async def test_extremes(dut: Any) -> None:
+    """Overflow and flushing in every function and reduction; reductions of rows as long as the buffer takes."""
+    rng = generator("extremes")
+    bench = Bench(dut, rng, 0.0)
+    await bench.start()
+    await bench.wait()
+    words = 8
+    for i in range(words):
+        bench.load("row", i, [EXTREMES[(i + j * (i + 1)) % len(EXTREMES)] for j in range(LANES)])
+    await bench.loaded()
+    plain = vector(n=LANES, m=words, source=Source.ROW, src_m=1, red_m=1, stat_m=1)
+    for mul in (Mul.NONE, Mul.SELF, Mul.PARAM):
+        for func in Func:
+            assert bench.send(plain | {"mul": mul, "func": func, "dest": Dest.STORE_FP32})
+    assert bench.send(plain | {"scale": Scale.CONST, "const1": 0x7F7FFF00, "dest": Dest.STORE_FP32})
+    for dest in (Dest.ACT, Dest.ACT16, Dest.STORE_BF16, Dest.STORE_INT8):
+        assert bench.send(plain | {"dest": dest, "dst_m": 2})
+    for n, m in ((LANES, words), (words * LANES, 1)):
+        rows = plain | {"n": n, "m": m}
+        assert bench.send(rows | {"reduce": Reduce.ABSMAX, "red": 0})
+        for reduce in (Reduce.SUM, Reduce.SUMSQ, Reduce.VAR, Reduce.QSCALE, Reduce.EXPSUM, Reduce.MAX, Reduce.ARGMAX):
+            for const1 in (formats_bits(1.0 / n), 0x7F7FFF00, 0x00800000):
+                assert bench.send(rows | {"reduce": reduce, "red": 16, "const1": const1, "const2": 0x0080})
+                assert bench.send(vector(m=m, stat=16, stat_m=1, source=Source.STAT, dest=Dest.STORE_RAW))
+    long = (CONFIG.row_words - 1) * LANES
+    for reduce in (Reduce.ARGMAX, Reduce.MAX, Reduce.EXPSUM):
+        for limit in (long, long - 3, long // 2, 129, 65):
+            assert bench.send(vector(n=long, source=Source.ROW, limit=limit, reduce=reduce, red=20, const1=7 << 8))
+            assert bench.send(vector(source=Source.STAT, stat=20, dest=Dest.STORE_RAW))
+    await bench.finish()
+
+
 @cocotb.test()
 async def test_loads_beside_instructions(dut: Any) -> None:
     """Words and a table come in while instructions run that do not use them."""
