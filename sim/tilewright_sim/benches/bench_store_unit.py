@@ -267,10 +267,10 @@ async def test_an_error_stands_until_reset(dut: Any) -> None:
 
 
 @cocotb.test()
-@cocotb.parametrize(cycles=[3, 9, 17, 40, 77])
-async def test_reset_in_the_middle(dut: Any, cycles: int) -> None:
-    rng = generator(f"reset {cycles}")
-    bench = Bench(dut, rng, 0.2)
+@cocotb.parametrize(cycles=[3, 9, 17, 28, 40, 77], share=[0.2, 0.7])
+async def test_reset_in_the_middle(dut: Any, cycles: int, share: float) -> None:
+    rng = generator(f"reset {cycles} {share}")
+    bench = Bench(dut, rng, share)
     await bench.start()
     sent = 0
     while sent < 6:

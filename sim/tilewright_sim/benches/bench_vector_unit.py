@@ -458,12 +458,15 @@ async def test_a_word_per_cycle(dut: Any) -> None:
 
 
 @cocotb.test()
-@cocotb.parametrize(cycles=[1, 7, 30, 90])
+@cocotb.parametrize(cycles=[1, 12, 27, 42, 90])
 async def test_reset_in_the_middle(dut: Any, cycles: int) -> None:
+    """First of long rows, so that each of the unit's stages is in the middle of one."""
     rng = generator(f"reset {cycles}")
     bench = Bench(dut, rng, 0.0)
     await bench.start()
     await bench.wait()
+    rows = vector(n=31, m=6, source=Source.ROW, src_m=16, scale=Scale.STAT_B, reduce=Reduce.QSCALE, red=40, red_m=1)
+    assert bench.send(rows | {"dest": Dest.ACT, "dst_m": 8, "stat_m": 1})
     sent = 0
     while sent < 12:
         sent += bench.send(random_vector(rng))
