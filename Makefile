@@ -13,7 +13,7 @@ PARALLEL := -n 2 --dist worksteal
 
 # Tests of whole programs on the smallest configuration: a simulator that counts takes minutes to build.
 COVERED := tests/sim/test_top_matmul.py tests/sim/test_end_to_end.py tests/sim/test_batch.py -m "not slow" \
-  -k "not (default or edge or large or 6x10 or do_not_depend)"
+  -k "not (default or edge or large or 6x10 or do_not_depend or tiny-stalls)"
 
 BIN := .venv/bin
 

@@ -417,3 +417,20 @@ async def test_reset_in_the_middle(dut: Any, cycles: int) -> None:
     for _ in range(10):
         anything(bench, rng)
     await bench.finish()
+
+
+@cocotb.test()
+async def test_reset_while_weights_are_expanded(dut: Any) -> None:
+    """A beat of int4 is held for some cycles: a reset then must not leave it there for the next burst."""
+    rng = generator("reset of int4")
+    bench = Bench(dut, rng, 0.0)
+    await bench.start()
+    rows = 8 * ROWS
+    f = {"format": WeightFormat.INT4, "rows": rows, "bytes": NibbleRows.run_bytes(CONFIG, rows), "count": 1}
+    for cycles in range(8, 40, 3):
+        bench.weight(f)
+        await ClockCycles(dut.clk, cycles)
+        await bench.reset()
+        bench.fetch(64 * cycles, 3)
+        bench.weight(f)
+        await bench.finish()

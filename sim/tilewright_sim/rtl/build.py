@@ -12,7 +12,7 @@ from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.generate import TOP, flatten, to_rtlil
 from tilewright_sim import toolchain
 from tilewright_sim.cache import get_or_build
-from tilewright_sim.coverage.design import rtlil_with_sources, with_sources
+from tilewright_sim.coverage import design
 from tilewright_sim.toolchain import Trace
 
 __all__ = ["LIBRARY", "VERILOG", "Progress", "build_accelerator", "build_library", "gateware_key"]
@@ -97,7 +97,7 @@ def build_library(
         rtlil_hash,
         str(bus_bytes),
         str(trace),
-        *(["coverage"] if coverage else []),
+        *(["coverage", _digest(Path(design.__file__).read_bytes())] if coverage else []),
         *(_digest(path.read_bytes()) for path in _SOURCES),
         *_OPTIONS,
         *toolchain.fingerprint(verilator, compiler),
@@ -109,7 +109,7 @@ def build_library(
         text = rtlil() if callable(rtlil) else rtlil
         tell("writing Verilog with Yosys" if coverage else "flattening with Yosys")
         verilog = folder / VERILOG
-        verilog.write_text(with_sources(text) if coverage else flatten(text), encoding="utf-8")
+        verilog.write_text(design.with_sources(text) if coverage else flatten(text), encoding="utf-8")
         tell("translating with Verilator")
         model = toolchain.verilate(
             verilog, TOP, folder / "cpp", trace=trace, coverage=coverage, prefix="Vtop", verilator=verilator
@@ -212,7 +212,7 @@ def build_accelerator(
 
     def rtlil() -> str:
         if not made:
-            made.append(rtlil_with_sources(config) if coverage else to_rtlil(config, reset=trace is not None))
+            made.append(design.rtlil_with_sources(config) if coverage else to_rtlil(config, reset=trace is not None))
         return made[0]
 
     def write_hash(folder: Path) -> None:
