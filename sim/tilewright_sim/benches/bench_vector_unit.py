@@ -404,10 +404,15 @@ async def test_extremes(dut: Any) -> None:
             for const1 in (formats_bits(1.0 / n), 0x7F7FFF00, 0x00800000):
                 assert bench.send(rows | {"reduce": reduce, "red": 16, "const1": const1, "const2": 0x0080})
                 assert bench.send(vector(m=m, stat=16, stat_m=1, source=Source.STAT, dest=Dest.STORE_RAW))
-    long = (CONFIG.row_words - 1) * LANES
+    for i in range(words, ONE):  # each element is more than the one before: the last valid one is the largest
+        bench.load("row", i, [0x3F8000 + LANES * i + lane for lane in range(LANES)])
+    await bench.wait()
+    await bench.loaded()
+    long = (ONE - words) * LANES
     for reduce in (Reduce.ARGMAX, Reduce.MAX, Reduce.EXPSUM):
         for limit in (long, long - 3, long // 2, 129, 65):
-            assert bench.send(vector(n=long, source=Source.ROW, limit=limit, reduce=reduce, red=20, const1=7 << 8))
+            row = vector(n=long, source=Source.ROW, src=words, limit=limit, red=20, const1=7 << 8)
+            assert bench.send(row | {"reduce": reduce})
             assert bench.send(vector(source=Source.STAT, stat=20, dest=Dest.STORE_RAW))
     await bench.finish()
 
