@@ -99,6 +99,7 @@ class Bench:
         self.commands = StreamSource(dut, "cmd", rng, share)
         self.data = StreamSource(dut, "i_data", rng, share)
         self.sent = self.done = self.beats = 0
+        self._in_reset = False
 
     async def start(self) -> None:
         """Start the clock, reset, and begin."""
@@ -114,9 +115,11 @@ class Bench:
 
     async def reset(self) -> None:
         """Reset in the middle of work: what was asked for may be written or not; nothing is after it."""
+        self._in_reset = True
         for source in (self.commands, self.data):
             source.stop()
         await pulse_reset(self.dut, 1)
+        self._in_reset = False
         self.rules.reset()
         self.sent = self.done = self.beats = 0
         await ClockCycles(self.dut.clk, 40)
@@ -132,7 +135,7 @@ class Bench:
         dut = self.dut
         while True:
             await RisingEdge(dut.clk)
-            if dut.rst.value:
+            if dut.rst.value or self._in_reset:
                 continue
             taken = bool(dut.axi_wvalid.value and dut.axi_wready.value)
             assert bool(dut.beat.value) == taken, "beat is not the transfer of a beat"

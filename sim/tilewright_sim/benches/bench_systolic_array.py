@@ -255,7 +255,7 @@ async def test_reset_in_the_middle(dut: Any, cycles: int) -> None:
     await ClockCycles(dut.clk, cycles)
     task.cancel()
     bench.driver.rest()
-    await pulse_reset(dut)
+    await pulse_reset(dut, 1)
     await bench.finish()
     a, w = int8(rng, 4, ROWS + 1), int8(rng, ROWS + 1, COLS)
     np.testing.assert_array_equal(await bench.multiply(a, w), golden.systolic_array(a, w))

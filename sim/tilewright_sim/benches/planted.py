@@ -74,8 +74,8 @@ def planted(test: Test, mutant: int) -> Test:
     )
 
 
-for _mutant in WANTED["mutants"]:
-    for _test in of_bench():
-        globals()[f"{_mutant}/{_test.name}"] = planted(_test, _mutant)
+globals().update(
+    {f"{mutant}/{test.name}": planted(test, mutant) for mutant in WANTED["mutants"] for test in of_bench()}
+)
 
 cocotb.log.setLevel("CRITICAL")
