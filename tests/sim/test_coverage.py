@@ -1,5 +1,6 @@
 """Coverage: Verilator's counts are read, traced back to Python, added up and reported."""
 
+import gzip
 import json
 from collections import Counter
 
@@ -100,9 +101,16 @@ def test_the_command(tmp_path, capsys):
     assert [hole["place"] for hole in answer["holes"]] == [[NAME, 20]]
 
 
+def test_packed_files(tmp_path):
+    path = folder(tmp_path, point(13, 3, "else", "branch"))
+    plain = next(path.glob("*.dat"))
+    (path / f"{plain.name}.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    assert list(read_folder([path]).counts.values()) == [6]
+
+
 def test_bad_files(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err == "error: there is no coverage (*.dat): run `make coverage`\n"
+    assert capsys.readouterr().err == "error: there is no coverage (*.dat, *.dat.gz): run `make coverage`\n"
     (tmp_path / "x.dat").write_text("C 'nonsense' many\n")
     with pytest.raises(CoverageError, match=r"x\.dat:1 is no coverage point$"):
         read_folder([tmp_path])

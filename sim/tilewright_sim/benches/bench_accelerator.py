@@ -15,11 +15,12 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from numpy.typing import NDArray
 
 from tilewright_hw.arch import REGISTERS, AcceleratorConfig, ErrorCode, Instruction, Op, Unit, assemble
-from tilewright_hw.arch.isa import Dest, Element, LoadDest, Source
+from tilewright_hw.arch.isa import Add, Dest, Element, Func, LoadDest, Mul, Reduce, Scale, Source
 from tilewright_hw.arch.registers import IDENTITY, VERSION
 from tilewright_sim.benches.axi import AxiLiteRules, AxiRules, read_memory, registers_master, write_memory
 from tilewright_sim.benches.testbench import generator, parameters, pulse_reset, start_clock
 from tilewright_sim.golden import GoldenDevice
+from tilewright_sim.golden.tiles import NibbleRows
 
 CONFIG = AcceleratorConfig.resolve(parameters()["config"])
 SIZE = 1 << 15
@@ -150,6 +151,66 @@ def product(m: int, k: int, n: int) -> list[Instruction]:
     ]
 
 
+def row_operations(n: int) -> list[Instruction]:
+    """Return a program through every unit's other ways: int4 and transposed tiles, a table, rows, statistics, a second
+    product of quantised rows, and all that it has made stored.
+
+    Each VECTOR follows the one before in its unit; what others wait for is named.
+    """
+    rows, cols, lanes = CONFIG.rows, CONFIG.cols, CONFIG.lanes
+    m, words, tiles = 3, -(-n // lanes), -(-n // cols)
+    weights = {"format": 1, "rows": rows * tiles, "bytes": NibbleRows.run_bytes(CONFIG, rows * tiles), "count": 1}
+    matmul = {"k": 1, "groups": 1, "rows_outer": m, "rows_inner": 1, "act_outer": 1}
+    shape = {"n": n, "m": m, "h": 1, "limit": n, "src_m": words, "dst_m": words, "stat_m": 1, "red_m": 1}
+    # Accumulators, scaled to come near one.
+    acc = {**shape, "source": Source.ACC, "src_n": m, "src_m": 1, "scale": Scale.CONST, "const1": 0x3A800000}
+    row = {**shape, "source": Source.ROW, "src": 3 * words, "const1": 0x3F800000, "const2": 0x3F80}
+    second = {"n": cols, "m": m, "h": 1, "limit": cols, "source": Source.ACC, "bank": 1, "src_n": m, "src_m": 1}
+    entries = {"n": 1, "m": m, "h": 6}
+    reductions = (Reduce.SUMSQ, Reduce.SUM, Reduce.VAR, Reduce.ARGMAX, Reduce.MAX)
+    stored = (
+        {"func": Func.SIGMOID, "mul": Mul.SELF},
+        {"func": Func.TABLE},
+        {"func": Func.EXP2, "add": Add.NEG_STAT_A, "stat": 40, "reduce": Reduce.EXPSUM, "red": 48},
+        {"scale": Scale.NONE, "add": Add.ROTATE},
+        {"param": 1},
+    )
+
+    def load(dest: LoadDest, at: int, size: int, **fields: int) -> Instruction:
+        return Instruction(Op.LOAD, {"offset": DATA + at, "bytes": up(size), "count": 1, "dest": dest, **fields})
+
+    def store(at: int, **fields: int) -> Instruction:
+        return Instruction(Op.STORE, {"h": 1, "element": Element.FP32, "offset": RESULT + at, **fields})
+
+    return [
+        Instruction(Op.WEIGHT, {"offset": DATA, **weights}),
+        load(LoadDest.TABLE, 0x800, 2048, dst=0x0214),
+        load(LoadDest.ACT, 0x1000, m * CONFIG.row_slot),
+        load(LoadDest.ROW, 0x2000, 4 * m * words * lanes),
+        load(LoadDest.PARAM, 0x2800, 2 * n, format=1),
+        Instruction(Op.MATMUL, {**matmul, "n": tiles}, {Unit.LOAD: 3}),
+        # Rows of the row buffer plus products; then what norms are made of.
+        Instruction(
+            Op.VECTOR,
+            {**acc, "add": Add.ROW, "row_m": words, "dest": Dest.ROW, "dst": 3 * words, "reduce": Reduce.ABSMAX},
+            {Unit.MATRIX: 1, Unit.LOAD: 1},
+        ),
+        *(Instruction(Op.VECTOR, {**row, "reduce": kind, "red": 8 * i}) for i, kind in enumerate(reductions, 1)),
+        *(Instruction(Op.VECTOR, {**acc, **fields, "dest": Dest.STORE_FP32}) for fields in stored),
+        *(store(0x200 * i, n=n, m=m, run=n, stride_m=4 * n) for i in range(len(stored))),
+        Instruction(
+            Op.VECTOR, {**entries, "limit": 1, "source": Source.STAT, "stat_m": 1, "stat_h": 8, "dest": Dest.STORE_RAW}
+        ),
+        store(0xC00, **entries, run=1, stride_m=24, stride_h=4),
+        # Quantised rows times transposed tiles.
+        Instruction(Op.VECTOR, {**row, "n": rows, "limit": rows, "dest": Dest.ACT, "dst": 8, "dst_m": 1}),
+        load(LoadDest.STREAM, 0x3000, CONFIG.transposed_tile_bytes, transpose=1),
+        Instruction(Op.MATMUL, {**matmul, "n": 1, "act": 8, "stream": 1, "bank": 1}, {Unit.VECTOR: 1}),
+        Instruction(Op.VECTOR, {**second, "dest": Dest.STORE_RAW}, {Unit.MATRIX: 1}),
+        store(0xE00, n=cols, m=m, run=cols, stride_m=4 * cols),
+    ]
+
+
 def image_of(rng: random.Random, program: Iterable[Instruction]) -> NDArray[np.uint8]:
     """Return memory with a program, and noise everywhere else."""
     image = np.frombuffer(rng.randbytes(SIZE), np.uint8).copy()
@@ -190,6 +251,19 @@ ERRORS = {
     "read": (Instruction(Op.WEIGHT, {"offset": SIZE, "bytes": 64, "count": 1}), ErrorCode.READ_RESPONSE),
     "field": (Instruction(Op.MATMUL, {"k": 1}), ErrorCode.ILLEGAL_FIELD),
 }
+
+
+@cocotb.test()
+@cocotb.parametrize(share=[0.0, 0.4])
+async def test_row_operations(dut: Any, share: float) -> None:
+    """Every unit's ways that products do not take; where floats are read, memory holds floats near one."""
+    rng = generator(f"row operations {share}")
+    system = await System.started(dut, rng, share)
+    for n in (2 * CONFIG.cols, CONFIG.cols + 2):
+        image = image_of(rng, row_operations(n))
+        floats = [rng.getrandbits(1) << 31 | rng.randint(120, 130) << 23 | rng.getrandbits(23) for _ in range(0x400)]
+        image[DATA + 0x2000 : DATA + 0x3000] = np.array(floats, np.uint32).view(np.uint8)
+        await system.run(image)
 
 
 @cocotb.test()

@@ -12,6 +12,7 @@ instance.
 from __future__ import annotations
 
 import functools
+import gzip
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -105,11 +106,11 @@ def read_points(path: Path) -> Counter[Point]:
     """Return the counts of a coverage.dat; CoverageError says what is wrong with it."""
     verilog = path.with_name(f"{path.name.split('.')[0]}.v").name
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except OSError as e:
         raise CoverageError(f"cannot read {path}: {e.strerror}") from e
     counts: Counter[Point] = Counter()
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
         if not line.startswith("C '"):
             continue
         text, quote, count = line[3:].rpartition("' ")
@@ -202,9 +203,9 @@ def read_folder(paths: Iterable[Path]) -> Coverage:
     coverage = Coverage()
     files: list[Path] = []
     for path in paths:
-        files += sorted(path.rglob("*.dat")) if path.is_dir() else [path]
+        files += sorted(path.rglob("*.dat*")) if path.is_dir() else [path]
     if not files:
-        raise CoverageError("there is no coverage (*.dat): run `make coverage`")
+        raise CoverageError("there is no coverage (*.dat, *.dat.gz): run `make coverage`")
     for file in files:
         verilog = file.with_name(f"{file.name.split('.')[0]}.v")
         coverage.counts.update(read_points(file))

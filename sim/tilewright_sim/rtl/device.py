@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import gzip
 import os
 import shutil
 import time
@@ -283,7 +284,11 @@ class RtlDevice:
         name = f"{self._verilog.parent.name}.v"  # the cache entry's: the same for the same design
         if not (folder / name).exists():
             shutil.copyfile(self._verilog, folder / name)
-        self._call("write_coverage", str(folder / f"{Path(name).stem}.{uuid.uuid4().hex}.dat").encode())
+        path = folder / f"{Path(name).stem}.{uuid.uuid4().hex}.dat"
+        self._call("write_coverage", str(path).encode())
+        with path.open("rb") as plain, gzip.open(f"{path}.gz", "wb", compresslevel=1) as packed:
+            shutil.copyfileobj(plain, packed)  # tens of megabytes, of which most is the same text
+        path.unlink()
 
     def __enter__(self) -> RtlDevice:
         return self
