@@ -3,7 +3,7 @@
 The roofline of an operation is the largest of its multiply-accumulates over the array's peak, its bytes to read over
 the bus and its bytes to write over the bus. That of a run is the sum over its operations. Each byte that is needed
 counts once, without padding, in the format in which it is stored: int8 or int4 weights with their scales, the KV cache
-with its scales, bfloat16 embeddings, float32 norms. Attention counts its causal half only.
+with its scales, bfloat16 embeddings, float32 norms. Causal attention counts its half only.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def _attention(spec: LlamaSpec, name: str, texts: Sequence[tuple[int, int]]) -> 
     d, entry = spec.head_dim, 2 * spec.kv_heads * (spec.head_dim + BF16)
     work = Work()
     for first, tokens in texts:
-        pairs = sum(first + i + 1 for i in range(tokens))
+        keys = (first + i + 1 if spec.causal else first + tokens for i in range(tokens))
+        pairs = sum(keys)
         work += Work(2 * spec.heads * d * pairs, entry * (first + tokens), entry * tokens)
     return Operation(name, work)
 

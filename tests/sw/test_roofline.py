@@ -1,5 +1,7 @@
 """The roofline's arithmetic, counted by hand for a small model."""
 
+from dataclasses import replace
+
 import pytest
 
 from tilewright.model import LlamaSpec
@@ -34,6 +36,11 @@ def test_prefill_needs_the_macs_of_its_tokens_but_one_head_and_the_weights_once(
     assert together.macs == apart.macs - 4 * 20 * 8
     assert together.read < 2 * decode_work(SPEC, 6).read
     assert together.written == apart.written - 4 * 4 * 20
+
+
+def test_rows_of_an_encoder_see_all_of_their_text() -> None:
+    both = replace(SPEC, causal=False)
+    assert prefill_work(both, 0, 5).macs - prefill_work(SPEC, 0, 5).macs == 2 * (2 * 4 * 2 * (25 - 15))
 
 
 def test_cycles_are_those_of_the_slowest() -> None:
