@@ -86,12 +86,11 @@ def sparse(spec: ModelSpec, rows: int) -> Checkpoint:
 
 @pytest.mark.slow
 def test_an_image_above_4_gib() -> None:
-    """Vocabulary 152,064, 8192 wide, heads of 256, context 8192: the cache lies beyond 4 GiB."""
+    """Vocabulary 172,032, 8192 wide, heads of 256, context 8192: the cache lies beyond 4 GiB."""
     sizes = {"dim": 8192, "layers": 1, "heads": 8, "kv_heads": 8, "head_dim": 256, "ffn": 64, "context": 8192}
-    large = ModelSpec(vocab=152064, **sizes)
+    large = ModelSpec(vocab=172032, **sizes)
     engine = Engine(sparse(large, 64), tw.open_device("golden", "default"), sequences=8)
-    assert engine.image.keys[0].start > 3 << 30
-    assert engine.image.size > WINDOW
+    assert engine.image.keys[0].start > WINDOW
     cut = Engine(sparse(ModelSpec(vocab=64, **sizes | {"context": 16}), 64), tw.open_device("golden", "default"))
     found, expected = engine.feed(TOKENS, sequence=7), cut.feed(TOKENS)
     np.testing.assert_array_equal(found[:64], expected)
