@@ -200,6 +200,25 @@ def _clear_by_loops(match: re.Match[str]) -> str:
     )
 
 
+_UNKNOWN = re.compile(r"^  reg ((?:\[\d+:0\] )?(?:\\\S+ |\w+));$", re.M)
+"""A variable that begins as unknown: the output of a memory, or one of a process without a clock."""
+_START_AT_ZERO = """\
+// For simulators that know unknown values: everything starts with 0, as in an FPGA, where a process that reads its own
+// results would keep what is unknown; and every process runs once at the start. The others need no word of it.
+`ifdef SYNTHESIS
+`define TILEWRIGHT_START
+`define TILEWRIGHT_RUN
+`elsif VERILATOR
+`define TILEWRIGHT_START
+`define TILEWRIGHT_RUN
+`else
+`define TILEWRIGHT_START = 0
+`define TILEWRIGHT_RUN initial at_start <= 1'h1;
+`endif
+
+"""
+
+
 def _hierarchical(component: Component, name: str) -> str:
     from tilewright_hw.hierarchy import emit
 
@@ -207,6 +226,8 @@ def _hierarchical(component: Component, name: str) -> str:
     comments = {note.name: note.comment() for note in notes}
     text = _NO_BITS.sub("", _yosys(rtlil, _KEEP_HIERARCHY.format(top=name)))
     text = _CLEARED.sub(_clear_by_loops, _AUTOMATIC.sub(r"\\$\1 ", _START.sub("at_start", text)))
+    text = text.replace("  reg at_start = 0;\n", "  reg at_start = 0;\n  `TILEWRIGHT_RUN\n")
+    text = _START_AT_ZERO + _UNKNOWN.sub(r"  reg \1 `TILEWRIGHT_START;", text)
     return _MODULE.sub(lambda match: comments.get(match[1], "") + match[0], text)
 
 

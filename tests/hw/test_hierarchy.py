@@ -147,6 +147,14 @@ def test_a_memory_is_cleared_by_loops_that_are_short():
     assert "words_2[7] = 8'h00;" in text  # no multiple of the inner loop
 
 
+def test_what_begins_as_unknown_begins_as_zero_in_simulation():
+    text = export_block(Storage(), "top")
+    assert text.startswith("// For simulators that know unknown values")
+    assert not re.search(r"^  reg (\[\d+:0\] )?(\\\S+ |\w+);$", text, re.M)
+    assert re.search(r"^  reg \[7:0\] _\d+_ `TILEWRIGHT_START;$", text, re.M)
+    assert text.count("  reg at_start = 0;\n") == text.count("  `TILEWRIGHT_RUN\n")
+
+
 def test_signals_keep_their_names():
     chain = Chain()
     before = emit(chain, "chain")[0]

@@ -34,7 +34,7 @@ def whole(tmp_path_factory):
     return write_package(resolve(TOP_BLOCK, TINY, {}), tmp_path_factory.mktemp("package") / "tiny", mhz=80)
 
 
-def run_bench(folder):
+def run_bench(folder, simulator="verilator"):
     """Run `make test` as a user would, with nothing of Tilewright to be found."""
     code = "import sys; sys.modules.update(tilewright=None, tilewright_hw=None, tilewright_sim=None)"
     (folder / "test" / "sitecustomize.py").write_text(code)
@@ -42,7 +42,7 @@ def run_bench(folder):
         **{k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTEST_CURRENT_TEST")},
         "PYTHONPATH": str(folder / "test"),
     }
-    command = ["make", "-C", str(folder), "test", f"PYTHON={sys.executable}"]
+    command = ["make", "-C", str(folder), "test", f"PYTHON={sys.executable}", f"SIM={simulator}"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
@@ -74,6 +74,16 @@ def test_the_bench_of_the_accelerator_passes_and_finds_a_planted_bug(whole, tmp_
     assert "3 passed, 0 failed" in done.stdout
     wrong = mutated(whole, tmp_path / "wrong", "$signed(o_x) * $signed(weight)", "$signed(o_x) + $signed(weight)")
     assert run_bench(wrong).returncode != 0
+
+
+@pytest.mark.slow
+@needs_libpython
+@pytest.mark.skipif(shutil.which("iverilog") is None, reason="Icarus is not installed")
+def test_the_bench_of_the_accelerator_where_values_may_be_unknown(whole):
+    """Icarus knows X: nothing that matters may begin with it, or stay so."""
+    done = run_bench(whole, "icarus")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "3 passed, 0 failed" in done.stdout
 
 
 @pytest.mark.slow
