@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +18,10 @@ MAX_TEXT = 1 << 30
 """Bytes of the largest text that is read."""
 _WINDOW = 256
 """Tokens of a text, at most."""
-_TEXTS = 64
-"""Texts, at most."""
+_TEXTS, _SENTENCES = 64, 500
+"""Windows, or sentences, at most."""
+_SENTENCE = re.compile(r"(?<=[.!?;])\s+")
+"""What lies between two sentences of a line."""
 
 
 def read_text(path: str | Path) -> str:
@@ -40,12 +43,13 @@ def read_text(path: str | Path) -> str:
 def texts(checkpoint: Checkpoint, tokenizer: Tokenizer, text: str) -> list[list[int]]:
     """Return the token ids of some texts of a file's content.
 
-    For a model that continues texts: the first windows of it. For an encoder: its first lines that are not blank.
+    For a model that continues texts: the first windows of it. For an encoder: its first sentences, of which many are
+    short: a text's first rows are unlike all others, and count for much in a short one.
     """
     most = min(_WINDOW, checkpoint.spec.context)
     if checkpoint.spec.causal:
         return windows(tokenizer, text, most)[:_TEXTS]
-    lines = [line for line in text.splitlines() if line.strip()][:_TEXTS]
+    lines = [part for line in text.splitlines() for part in _SENTENCE.split(line) if part.strip()][:_SENTENCES]
     if isinstance(tokenizer, HuggingFaceTokenizer):
         return [tokenizer.encode_cut(line, most)[0] for line in lines]
     return [tokenizer.encode(line)[:most] for line in lines]

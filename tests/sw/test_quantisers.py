@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import encoders
 import families
 import numpy as np
 import pytest
 
+from tilewright.api import read_model
 from tilewright.calibration import quantiser_for, texts
 from tilewright.error_feedback import compensate_int8
 from tilewright.formats import Formats, quantise_int8
@@ -102,7 +104,14 @@ def test_a_quantiser_by_blocks_of_rows_gives_the_same(hf_folder: Path) -> None:
             np.testing.assert_array_equal(got, wanted)
 
 
-def test_texts_of_an_encoder_are_lines_and_need_a_tokenizer(hf_folder: Path) -> None:
+def test_texts_of_an_encoder_are_sentences(tmp_path: Path) -> None:
+    checkpoint, tokenizer = read_model(encoders.write(tmp_path))
+    found = texts(checkpoint, tokenizer, "The cat sat. The dog ran!  It was happy\n\nin the park; and a mat\n")
+    assert [len(ids) for ids in found] == [6, 6, 5, 6, 5]
+    assert all((ids[0], ids[-1]) == (encoders.CLS, encoders.SEP) for ids in found)
+
+
+def test_texts_are_windows_and_need_a_tokenizer(hf_folder: Path) -> None:
     checkpoint, tokenizer = load_checkpoint(hf_folder), load_tokenizer(hf_folder, 258)
     window = min(256, checkpoint.spec.context)
     assert all(len(t) <= window for t in texts(checkpoint, tokenizer, "a long text " * 30))
