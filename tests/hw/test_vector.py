@@ -460,5 +460,5 @@ def test_store_stall():
 
 
 def test_wrong_config():
-    with pytest.raises(TypeError, match=r"^VectorUnit config must be an AcceleratorConfig, not 'tiny'$"):
+    with pytest.raises(TypeError, match=r"^config must be an AcceleratorConfig, not 'tiny'$"):
         VectorUnit("tiny")
