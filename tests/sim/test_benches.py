@@ -115,4 +115,4 @@ def test_bad_arguments():
 def test_the_command_line_says_one_line():
     command = [sys.executable, "-m", "tilewright_sim.benches", "softmax", "lanes=0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "error: Lanes must be a positive integer, not 0\n")
+    assert (done.returncode, done.stderr) == (1, "error: lanes must be at least 1, not 0\n")
