@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.errors import InputError
+from tilewright_hw.arch.files import replacing
 from tilewright_hw.arch.registers import VERSION
 
 if TYPE_CHECKING:
@@ -326,15 +325,8 @@ def write_verilog(config: AcceleratorConfig, directory: str | Path) -> Path:
     path = directory / verilog_file_name(config)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=directory)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with replacing(path) as file:
+            file.write(text.encode())
     except OSError as e:
         raise InputError(f"cannot write {path}: {e.strerror}") from e
     return path

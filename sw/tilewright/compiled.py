@@ -17,13 +17,11 @@ Nothing in a file depends on when or where it was made: the same model gives the
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import struct
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,6 +42,7 @@ from tilewright.quantisers import Quantiser
 from tilewright.request import read_defaults
 from tilewright.tokenizer import Tokenizer, tokenizer_from
 from tilewright_hw.arch import AcceleratorConfig, InputError
+from tilewright_hw.arch.files import replacing
 from tilewright_hw.arch.isa import FIELDS
 
 __all__ = ["MAGIC", "is_compiled", "load", "save"]
@@ -83,7 +82,7 @@ def save(
     parts += [(f"program {name}", program) for name, program in programs.items()]
     manifest = _manifest(checkpoint, tokenizer, image)
     try:
-        with _replacing(path) as f:
+        with replacing(path) as f:
             _write(f, manifest, parts, image, checkpoint, progress, quantiser)
             return f.seek(0, os.SEEK_END)
     except OSError as e:
@@ -126,25 +125,6 @@ def _payload_start(manifest: int, parts: list[int]) -> int:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file beside `path` that takes its place at the end, and is gone if anything fails."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(descriptor, "w+b") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # as any new file; mkstemp's own are private
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 def _manifest(checkpoint: Checkpoint, tokenizer: Tokenizer, image: ModelImage) -> dict[str, Any]:

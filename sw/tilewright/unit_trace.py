@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tilewright_hw.arch import DeviceError, InputError, Instruction, Unit
+from tilewright_hw.arch.files import replacing
 from tilewright_hw.arch.isa import BYTES, UNIT_OF
 from tilewright_hw.arch.unit_log import (
     BEATS_CYCLES,
@@ -86,11 +87,11 @@ def write_unit_trace(path: Path, logs: Sequence[UnitLog], comments: Comments | N
         A log does not fit its program.
     """
     try:
-        with path.open("w", encoding="utf-8") as file:
-            file.write('{"displayTimeUnit": "ns", "traceEvents": [\n')
+        with replacing(path) as file:
+            file.write(b'{"displayTimeUnit": "ns", "traceEvents": [\n')
             for i, event in enumerate(unit_events(logs, comments or {})):
-                file.write((",\n" if i else "") + json.dumps(event))
-            file.write("\n]}\n")
+                file.write(((",\n" if i else "") + json.dumps(event)).encode())
+            file.write(b"\n]}\n")
     except OSError as e:
         raise InputError(f"cannot write {path}: {e.strerror}") from e
 

@@ -232,6 +232,20 @@ def test_a_plot(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert {"array: 256 MACs a cycle", "bus: 16 bytes a cycle", "the whole run", "classifier", "its roofline"} <= texts
 
 
+def test_a_plot_that_cannot_be_written(command: Command, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "roof.png").mkdir()
+    done = command("profile", "--shape", "16x16x16", "--plot", tmp_path / "roof.png")
+    assert done.code == 2
+    assert f"plot must be a file, not the folder {tmp_path / 'roof.png'}" in done.err
+    from tilewright.perf.plot import draw
+
+    result = profile("product", [product_run(CONFIG, 16, 16, 16)], CONFIG)
+    with pytest.raises(InputError, match=r"^cannot write .*roof\.png: Is a directory$"):
+        draw(result, tmp_path / "roof.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["roof.png"]
+
+
 def test_the_bench_as_predicted(command: Command) -> None:
     done = command("bench", "gemm", "--shape", "20x30x40", "--device", "model", "--json", "--quiet")
     assert done.code == 0

@@ -124,6 +124,11 @@ def test_file(tmp_path: Path) -> None:
     assert found["traceEvents"] == list(unit_events([log(CHANGES), log(CHANGES)], {}))
     with pytest.raises(InputError, match="cannot write"):
         write_unit_trace(tmp_path / "absent" / "units.json", [])
+    before = path.read_bytes()
+    with pytest.raises(DeviceError, match="does not fit its program"):
+        write_unit_trace(path, [log(CHANGES), log({})])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_command_refuses_what_it_cannot_trace(command: Command, tmp_path: Path) -> None:

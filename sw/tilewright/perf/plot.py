@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tilewright.perf.profile import COLUMNS, SEQUENCER, Profile, Spent
 from tilewright_hw.arch import InputError
+from tilewright_hw.arch.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,6 +36,8 @@ def check_target(path: Path) -> Path:
         raise InputError(f"plot must name a .png file, not {path}")
     if not path.parent.is_dir():
         raise InputError(f"plot must lie in a folder that exists, not {path.parent}")
+    if path.is_dir():
+        raise InputError(f"plot must be a file, not the folder {path}")
     return path
 
 
@@ -44,7 +47,7 @@ def draw(profile: Profile, path: Path) -> None:
     Left the roofline (S. Williams, A. Waterman, D. Patterson: "Roofline: an insightful visual performance model",
     2009): multiply-accumulates per cycle over multiply-accumulates per byte that must be read, both on logarithmic
     axes, under the array's peak and the bus. Right the cycles of each kind of operation, by the unit that they were
-    waited for, with a mark at its own roofline.
+    waited for, with a mark at its own roofline. InputError if the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -59,12 +62,16 @@ def draw(profile: Profile, path: Path) -> None:
     _roofline(left, profile, kinds)
     _bars(right, profile, kinds)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=7, fontsize=8.5, frameon=False)
-    figure.savefig(path, format="png", dpi=DOTS_PER_INCH)
+    try:
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=DOTS_PER_INCH)
+    except OSError as e:
+        raise InputError(f"cannot write {path}: {e.strerror}") from e
 
 
 def _roofline(axes: Axes, profile: Profile, kinds: list[Spent]) -> None:
     """Draw the two roofs, and what each kind and the whole run reach under them."""
-    bus = profile.config.bus_bytes * min(profile.memory.bandwidth, 1 - profile.memory.stall)
+    bus = profile.config.bus_bytes * profile.memory.rate
     peak = profile.config.peak_macs
     ridge = peak / bus
     points = [(kind.name, *_reached(kind, kind.cycles)) for kind in kinds if kind.work.macs and kind.work.read]
