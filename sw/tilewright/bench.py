@@ -125,7 +125,7 @@ class Bench:
 
     def rows(self, open_device: Callable[[], Device]) -> Iterator[tuple[str, Callable[[], Row]]]:
         """Yield (name, measurement) for each row; each opens a device of its own when it is called."""
-        rate = bus_rate(self.memory)
+        rate = self.memory.rate
         if self.run == "gemm":
             for shape in self.shapes:
                 yield f"gemm {_shape_name(shape)}", lambda s=shape: self._gemm(open_device(), s, rate)  # type: ignore[misc]
@@ -142,11 +142,6 @@ class Bench:
 
     def _open(self, device: Device) -> Model:
         return open_model(self.model, device, self.formats, golden=self.golden)
-
-
-def bus_rate(memory: MemoryModel) -> float:
-    """Return the beats per cycle that a memory's data channels carry in the mean."""
-    return min(memory.bandwidth, 1 - memory.stall)
 
 
 def open_model(name: str | None, device: Device, formats: Formats = DEFAULT, *, golden: bool = False) -> Model:

@@ -14,7 +14,7 @@ from tilewright.formats import GROUP, quantise_int8
 from tilewright.model import Floats
 from tilewright_hw.arch import InputError
 
-__all__ = ["Begin", "compensate_int8", "round_with_feedback"]
+__all__ = ["Begin", "check_moments", "compensate_int8", "round_with_feedback"]
 
 Wide = NDArray[np.float64]
 Begin = Callable[[int, int, Wide], Wide]
@@ -52,8 +52,7 @@ def round_with_feedback(w: Floats, moments: Wide, begin: Begin, low: int, high: 
     InputError if `moments` is not (k, k).
     """
     n, k = w.shape
-    if moments.shape != (k, k):
-        raise InputError(f"moments must be of shape {(k, k)}, not {moments.shape}")
+    check_moments(moments, k)
     upper = _inverse_factor(moments)
     left = w.astype(np.float64).copy()
     q = np.zeros((n, k), np.int8)
@@ -68,6 +67,12 @@ def round_with_feedback(w: Floats, moments: Wide, begin: Begin, low: int, high: 
             left[:, j + 1 : end] -= np.outer(errors[:, j - start], upper[j, j + 1 : end])
         left[:, end:] -= errors @ upper[start:end, end:]
     return q
+
+
+def check_moments(moments: Wide, k: int) -> None:
+    """InputError unless the moments are those of k inputs."""
+    if moments.shape != (k, k):
+        raise InputError(f"moments must be of shape {(k, k)}, not {moments.shape}")
 
 
 def _inverse_factor(moments: Wide) -> Wide:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.error_feedback import round_with_feedback
+from tilewright.error_feedback import check_moments, round_with_feedback
 from tilewright.formats import GROUP, f24
 from tilewright.model import Floats
 from tilewright_hw.arch import InputError
@@ -115,7 +115,8 @@ def compensate(w: Floats, moments: NDArray[np.float64]) -> Int4:
         `moments` is not (k, k).
     """
     n, k = w.shape
-    diagonal = np.diag(moments).copy() if moments.shape == (k, k) else np.ones(k)
+    check_moments(moments, k)
+    diagonal = np.diag(moments).copy()
     s = search(w, diagonal.astype(np.float32)).scale
     g = np.ones((n, -(-k // GROUP)), np.uint8)
 

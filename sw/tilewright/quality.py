@@ -20,7 +20,8 @@ from tilewright.formats import Formats
 from tilewright.likeness import compare_vectors
 from tilewright.roofline import model_operations, total
 from tilewright.runtime import Engine
-from tilewright_hw.arch import AcceleratorConfig, DeviceError, InputError
+from tilewright.targets import chosen_rows
+from tilewright_hw.arch import AcceleratorConfig, DeviceError
 
 if TYPE_CHECKING:
     from tilewright.cli.progress import Progress
@@ -212,10 +213,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure the rows that are asked for, and print them."""
     from tilewright.cli.progress import Progress
 
-    chosen = arguments.row or ROWS
-    for number in chosen:
-        if number not in ROWS:
-            raise InputError(f"row must be one of {', '.join(ROWS)}, not {number!r}")
+    chosen = chosen_rows(arguments.row, ROWS)
     progress = Progress(arguments.quiet)
     results = [
         (line, None if line.missing else line.measure(progress)) for line in lines() if str(line.number) in chosen
@@ -236,12 +234,12 @@ def _entry(line: Line, amount: float | None) -> dict[str, Any]:
 
 
 def _table(results: list[tuple[Line, float | None]]) -> str:
+    from tilewright.cli.table import table
+
     rows = [("#", "what", "limit", "measured", "", "command, or why not")]
     for line, amount in results:
         limit = ("<= " if line.unit == "loss" else ">= ") + line.show(line.limit).lstrip("+")
         shown = "-" if amount is None else line.show(amount)
         verdict = "" if amount is None else "reached" if line.reached(amount) else "MISSED"
         rows.append((str(line.number), line.what, limit, shown, verdict, line.missing or line.command))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    text = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])
+    return table(rows, left=range(len(rows[0])))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,10 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure the rows that are asked for, and print them."""
     from tilewright.cli.progress import Progress
 
-    chosen = arguments.row or ROWS
-    for number in chosen:
-        if number not in ROWS:
-            raise InputError(f"row must be one of {', '.join(ROWS)}, not {number!r}")
+    chosen = chosen_rows(arguments.row, ROWS)
     lines = [t for t in targets(_stories(arguments.model)) if str(t.number) in chosen]
     progress = Progress(arguments.quiet)
     results = []
@@ -160,6 +157,14 @@ def run(arguments: argparse.Namespace) -> int:
         if causes:
             print(f"\n{causes}")
     return 0
+
+
+def chosen_rows(asked: Sequence[str] | None, known: Sequence[str]) -> Sequence[str]:
+    """Return the rows of a table that are asked for, or all; InputError if there is none such."""
+    for number in asked or ():
+        if number not in known:
+            raise InputError(f"row must be one of {', '.join(known)}, not {number!r}")
+    return asked or known
 
 
 def _stories(given: str | None) -> str | None:
@@ -200,17 +205,12 @@ def _entry(target: Target, amount: float | None, known: dict[tuple[str, ...], be
 
 def _table(results: list[tuple[Target, float | None]]) -> str:
     """Return the table: the command of a line is the last column."""
+    from tilewright.cli.table import table
+
     head = ("#", "run", "at least", "measured", "", "command, or why not")
     lines = [head]
     for t, amount in results:
         shown = "-" if amount is None else show(amount, t.unit)
         verdict = "" if amount is None else "reached" if amount >= t.least else "MISSED"
         lines.append((str(t.number), t.what, show(t.least, t.unit), shown, verdict, t.missing or _command(t.command)))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    text = []
-    for line in lines:
-        cells = [
-            c.rjust(w) if i in (0, 2, 3) else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        text.append("  ".join(cells).rstrip())
-    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])
+    return table(lines, left=(1, 4, 5))

@@ -52,6 +52,11 @@ class MemoryModel:
         if not good:
             raise InputError(f"memory {name} must be {rule}, not {getattr(self, name)!r}")
 
+    @property
+    def rate(self) -> float:
+        """Beats per cycle that each data channel carries in the mean."""
+        return min(self.bandwidth, 1 - self.stall)
+
     @classmethod
     def parse(cls, text: str) -> MemoryModel:
         """Read `latency=40,stall=0.1,seed=1`: any of the fields, in any order."""

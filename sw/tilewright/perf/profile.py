@@ -186,11 +186,10 @@ class Profile:
         An operation without a part of its own name (a tensor of several that are one matrix) counts for the part of its
         layer that is of the same kind.
         """
-        rate = min(self.memory.bandwidth, 1 - self.memory.stall)
         for operation in operations:
             part = self._part_for(operation.name)
             part.work += operation.work
-            part.roofline += operation.work.cycles(self.config, rate)
+            part.roofline += operation.work.cycles(self.config, self.memory.rate)
 
     def _part_for(self, name: str) -> Spent:
         layer = name.rpartition(".")[0]

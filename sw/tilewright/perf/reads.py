@@ -82,7 +82,7 @@ class Reads:
         self.fetch_offered = NEVER
         self.fetch_beats = 0
         # Memory
-        rate = min(memory.bandwidth, 1 - memory.stall)
+        rate = memory.rate
         self._period: float | int = 1 if rate >= 1 else 1 / rate
         self._latency = memory.latency + (0 if memory.stall == 0 else round(memory.stall / (1 - memory.stall)))
         self._next_beat: float | int = 0

@@ -107,7 +107,7 @@ class Writes:
         self.block = config.burst_beats * config.bus_bytes
         self.limit = config.writes_in_flight
         self._free, self._done = free, done
-        rate = min(memory.bandwidth, 1 - memory.stall)
+        rate = memory.rate
         self._period: float = 1 if rate >= 1 else 1 / rate
         self._latency = memory.latency + (0 if memory.stall == 0 else round(memory.stall / (1 - memory.stall)))
         self.beats = 0
