@@ -22,6 +22,7 @@ __all__ = [
     "flatten",
     "header",
     "plain_ports",
+    "run_yosys",
     "to_rtlil",
     "to_verilog",
     "verilog_file_name",
@@ -105,8 +106,9 @@ def to_rtlil(
     *,
     name: str = TOP,
     reset: bool = True,
+    sources: bool = False,
 ) -> str:
-    """Return the RTLIL of the accelerator, or of one block, without source locations.
+    """Return the RTLIL of the accelerator, or of one block.
 
     Parameters
     ----------
@@ -118,16 +120,19 @@ def to_rtlil(
         The top module's name.
     reset : bool
         Whether it has a port `rst`; without, registers have initial values only (for simulation).
+    sources : bool
+        Whether the line of Python stands beside everything.
     """
     _need_amaranth()
     from amaranth.back import rtlil
 
     top = block or _accelerator(config)
-    text = rtlil.convert(top if reset else _without_reset(top), name=name, emit_src=False)
+    text = rtlil.convert(top if reset else _without_reset(top), name=name, emit_src=sources)
     return str(text)
 
 
-def _yosys(rtlil: str, script: str) -> str:
+def run_yosys(rtlil: str, script: str) -> str:
+    """Return what a script of Yosys, which ends with write_verilog, makes of RTLIL; GenerateError if it fails."""
     from amaranth._toolchain.yosys import YosysError, find_yosys
 
     try:
@@ -156,7 +161,7 @@ def _loop_over_zeros(match: re.Match[str]) -> str:
 
 def flatten(rtlil: str, *, top: str = TOP) -> str:
     """Return Verilog of one module, for simulation: Verilator runs it several times faster."""
-    return _INITIAL.sub(_loop_over_zeros, _yosys(rtlil, _FLATTEN.format(top=top)))
+    return _INITIAL.sub(_loop_over_zeros, run_yosys(rtlil, _FLATTEN.format(top=top)))
 
 
 # Yosys declares fields of no bits, which nothing refers to: in Verilog [-1:0] would be two bits.
@@ -223,7 +228,7 @@ def _hierarchical(component: Component, name: str) -> str:
 
     rtlil, notes = emit(component, name)
     comments = {note.name: note.comment() for note in notes}
-    text = _NO_BITS.sub("", _yosys(rtlil, _KEEP_HIERARCHY.format(top=name)))
+    text = _NO_BITS.sub("", run_yosys(rtlil, _KEEP_HIERARCHY.format(top=name)))
     text = _CLEARED.sub(_clear_by_loops, _AUTOMATIC.sub(r"\\$\1 ", _START.sub("at_start", text)))
     text = text.replace("  reg at_start = 0;\n", "  reg at_start = 0;\n  `TILEWRIGHT_RUN\n")
     text = _START_AT_ZERO + _UNKNOWN.sub(r"  reg \1 `TILEWRIGHT_START;", text)

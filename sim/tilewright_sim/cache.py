@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-__all__ = ["BuildCache", "CacheError", "cache_directory", "get_or_build"]
+__all__ = ["BuildCache", "CacheError", "cache_directory", "get_or_build", "keep_only"]
 
 _FORMAT = "1"  # in every key: changing the layout leaves old entries alone
 _MANIFEST = ".manifest.json"
@@ -265,3 +265,12 @@ class BuildCache:
 def get_or_build(key_parts: Iterable[str], build: Callable[[Path], None], *, label: str = "") -> Path:
     """Return a build's folder from the user's cache; see `BuildCache.get_or_build`."""
     return BuildCache(cache_directory()).get_or_build(key_parts, build, label=label)
+
+
+def keep_only(folder: Path, *names: str) -> None:
+    """Remove what was only needed to build an entry: the cache is checked at each use, so it stays small."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            path.rmdir()
+        elif path.name not in names:
+            path.unlink()

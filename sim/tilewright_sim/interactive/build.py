@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tilewright_sim import toolchain
-from tilewright_sim.cache import get_or_build
+from tilewright_sim.cache import get_or_build, keep_only
 from tilewright_sim.interactive.compatibility import import_pyverilator
-from tilewright_sim.toolchain import Compiler, VerilatedModel, Verilator
+from tilewright_sim.toolchain import Compiler, VerilatedModel
+from tilewright_sim.verilated_runtime import FLAGS, runtime_object
 
 if TYPE_CHECKING:
     from amaranth.lib.wiring import Component
@@ -27,8 +28,6 @@ TOP = "top"
 """The module around the block, which is `top.block` in waves."""
 LIBRARY = "block.so"
 _PORT = re.compile(r"^\s*VL_(IN|OUT)\w*\(&(\w+),(\d+),(\d+)", re.M)
-# Hidden symbols keep the libraries of two blocks apart in one process; those that PyVerilator looks up are not.
-_FLAGS = ("-fvisibility=hidden", "-fvisibility-inlines-hidden", "-w")
 _DEFINES = {"VL_USER_FINISH": "1"}  # the wrapper has a vl_finish of its own
 
 Progress = Callable[[str], None]
@@ -56,7 +55,7 @@ def build_block(component: Component, *, on_progress: Progress | None = None) ->
     rtlil, _ = emit(plain_ports(component), TOP)
 
     def build(folder: Path) -> None:
-        runtime = _runtime(verilator, compiler, tell)
+        runtime = runtime_object(verilator, compiler, tell, trace="vcd", defines=_DEFINES, optimize="-O0")
         tell("writing Verilog with Yosys")
         verilog = folder / f"{TOP}.v"
         verilog.write_text(export_block(component, TOP), encoding="utf-8")
@@ -64,7 +63,7 @@ def build_block(component: Component, *, on_progress: Progress | None = None) ->
         model = toolchain.verilate(verilog, TOP, folder / "cpp", trace="vcd", verilator=verilator)
         tell(f"compiling with {Path(compiler.command[0]).name} (once per block)")
         _compile(model, folder, runtime, compiler)
-        _remove_all_but(folder, LIBRARY, verilog.name)
+        keep_only(folder, LIBRARY, verilog.name)
 
     key = [
         "block 1",
@@ -83,30 +82,10 @@ def wrapper(header: str) -> str:
     for direction, name, high, low in _PORT.findall(header):
         found[direction].append((name, int(high) - int(low) + 1))
     text = str(pyverilator.verilatorcpp.template_cpp(TOP, found["IN"], found["OUT"], [], '"null"'))
+    # Other symbols stay hidden; those of the wrapper are what PyVerilator looks up.
     includes = [f"V{TOP}.h", "verilated.h", "verilated_vcd_c.h"]  # all that it includes, before any symbol is exported
     head = "".join(f'#include "{name}"\n' for name in includes)
     return f"{head}#pragma GCC visibility push(default)\n{text}\n#pragma GCC visibility pop\n"
-
-
-def _runtime(verilator: Verilator, compiler: Compiler, tell: Progress) -> Path:
-    """Return Verilator's own runtime as an object file: it takes longer to compile than a small block."""
-    model = VerilatedModel(prefix="", directory=Path(), sources=(), trace="vcd", verilator=verilator)
-
-    def build(folder: Path) -> None:
-        tell("compiling Verilator's runtime (once)")
-        toolchain.compile_shared(
-            model.all_sources,
-            folder / "runtime.o",
-            compiler=compiler,
-            include_dirs=verilator.include_dirs,
-            defines={**model.defines, **_DEFINES},
-            flags=(*_FLAGS, "-c"),
-            optimize="-O0",
-        )
-        _remove_all_but(folder, "runtime.o")
-
-    key = ["runtime of blocks 2", *_FLAGS, *toolchain.fingerprint(verilator, compiler)]
-    return get_or_build(key, build, label="verilator-runtime-blocks") / "runtime.o"
 
 
 def _compile(model: VerilatedModel, folder: Path, runtime: Path, compiler: Compiler) -> None:
@@ -119,15 +98,6 @@ def _compile(model: VerilatedModel, folder: Path, runtime: Path, compiler: Compi
         compiler=compiler,
         include_dirs=model.include_dirs,
         defines={**model.defines, **_DEFINES},
-        flags=(*_FLAGS, str(runtime)),
+        flags=(*FLAGS, str(runtime)),
         optimize="-O1",
     )
-
-
-def _remove_all_but(folder: Path, *names: str) -> None:
-    """Remove what was only needed to build: the cache is checked at each use, so it stays small."""
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir():
-            path.rmdir()
-        elif path.name not in names:
-            path.unlink()

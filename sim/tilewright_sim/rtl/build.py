@@ -12,10 +12,11 @@ from tilewright_hw.arch.config import AcceleratorConfig
 from tilewright_hw.arch.unit_log import BEATS_CYCLES, EVENTS, LEVELS, READ_BEAT
 from tilewright_hw.generate import TOP, flatten, to_rtlil
 from tilewright_sim import toolchain
-from tilewright_sim.cache import get_or_build
+from tilewright_sim.cache import get_or_build, keep_only
 from tilewright_sim.coverage import design
 from tilewright_sim.rtl.sleep import SLEEPERS, let_sleep
 from tilewright_sim.toolchain import Trace
+from tilewright_sim.verilated_runtime import FLAGS, runtime_object
 
 __all__ = ["LIBRARY", "VERILOG", "Progress", "build_accelerator", "build_library", "gateware_key"]
 
@@ -34,11 +35,8 @@ _PROBE = {
     "TILEWRIGHT_BEATS_SHIFT": str(READ_BEAT),
     "TILEWRIGHT_BEATS_CYCLES": str(BEATS_CYCLES),
 }
-# Hidden symbols keep the libraries of two configurations apart in one process.
-_FLAGS = ("-fvisibility=hidden", "-fvisibility-inlines-hidden", "-w")
-
 _OPTIMIZE = "-O1"  # -O3 takes five times as long to compile, and runs no faster
-_OPTIONS = (*_FLAGS, _OPTIMIZE)
+_OPTIONS = (*FLAGS, _OPTIMIZE)
 
 
 def _digest(*parts: bytes) -> str:
@@ -122,7 +120,7 @@ def build_library(
     ]
 
     def build(folder: Path) -> None:
-        runtime = _runtime(verilator, compiler, trace, tell, coverage)
+        runtime = runtime_object(verilator, compiler, tell, trace=trace, coverage=coverage)
         tell("elaborating the gateware")
         text = rtlil() if callable(rtlil) else rtlil
         tell("writing Verilog with Yosys" if coverage else "flattening with Yosys")
@@ -135,43 +133,10 @@ def build_library(
         )
         tell(f"compiling with {Path(compiler.command[0]).name} (once per configuration)")
         _compile(model, compiler, folder, runtime, bus_bytes, _PROBE if probe else {})
-        _keep_only(folder, (LIBRARY, VERILOG) if coverage else (LIBRARY,))
+        keep_only(folder, LIBRARY, *([VERILOG] if coverage else []))
         tell("the simulator is built")
 
     return get_or_build(key, build, label=label) / LIBRARY
-
-
-def _runtime(
-    verilator: toolchain.Verilator,
-    compiler: toolchain.Compiler,
-    trace: Trace | None,
-    tell: Progress,
-    coverage: bool,
-) -> Path:
-    """Return Verilator's own runtime as an object file: it takes longer to compile than a small design."""
-    if trace == "fst" and (problem := toolchain.fst_problem(compiler)):
-        raise toolchain.ToolchainError(problem)
-    model = toolchain.VerilatedModel(
-        prefix="", directory=Path(), sources=(), trace=trace, verilator=verilator, coverage=coverage
-    )
-
-    def build(folder: Path) -> None:
-        tell("compiling Verilator's runtime (once)")
-        toolchain.compile_shared(
-            model.all_sources,
-            folder / "runtime.o",
-            compiler=compiler,
-            include_dirs=verilator.include_dirs,
-            defines=model.defines,
-            flags=(*_FLAGS, "-c"),
-        )
-        (folder / "runtime.o.unity.cpp").unlink(missing_ok=True)
-
-    key = ["runtime 1", str(trace), " ".join(_FLAGS), *toolchain.fingerprint(verilator, compiler)]
-    label = f"verilator-runtime{f'-{trace}' if trace else ''}"
-    if coverage:
-        key, label = [*key, "coverage"], f"{label}-coverage"
-    return get_or_build(key, build, label=label) / "runtime.o"
 
 
 def _compile(
@@ -196,28 +161,19 @@ def _compile(
         },
     }
     once = folder / "once.o"
-    toolchain.compile_shared(slow, once, **common, flags=(*_FLAGS, "-c"), optimize="-O0")
+    toolchain.compile_shared(slow, once, **common, flags=(*FLAGS, "-c"), optimize="-O0")
     toolchain.compile_shared(
         [*fast, _HARNESS],
         folder / LIBRARY,
         **common,
         libraries=model.libraries,
-        flags=(*_FLAGS, str(once), str(runtime)),
+        flags=(*FLAGS, str(once), str(runtime)),
         optimize=_OPTIMIZE,
     )
 
 
-def _keep_only(folder: Path, names: tuple[str, ...]) -> None:
-    """Remove what was only needed to build: the cache is checked at each use, so it stays small."""
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir():
-            path.rmdir()
-        elif path.name not in names:
-            path.unlink()
-
-
 def _plain_rtlil(config: AcceleratorConfig, trace: Trace | None, coverage: bool) -> str:
-    return design.rtlil_with_sources(config) if coverage else to_rtlil(config, reset=trace is not None)
+    return to_rtlil(config, reset=coverage or trace is not None, sources=coverage)
 
 
 def _probed_rtlil(config: AcceleratorConfig) -> str:
