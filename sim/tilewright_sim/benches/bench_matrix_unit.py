@@ -12,6 +12,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from numpy.typing import NDArray
 
 from tilewright_hw.arch import AcceleratorConfig, Op
+from tilewright_sim.benches.beside_golden import Fields
 from tilewright_sim.benches.testbench import (
     Layout,
     StreamSource,
@@ -32,8 +33,6 @@ ROWS, COLS = CONFIG.rows, CONFIG.cols
 COMMAND = Layout.operands(Op.MATMUL)
 DONE_LATENCY = ROWS + COLS + 3
 SIZE = 1 << 16
-
-Fields = dict[str, int]
 
 
 def command(**fields: int) -> Fields:

@@ -13,6 +13,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from tilewright_hw.arch import AcceleratorConfig, Op
 from tilewright_hw.arch.isa import LoadDest, LoadFormat, WeightFormat
 from tilewright_sim.benches.axi import AxiRules, BoundedRead, read_memory
+from tilewright_sim.benches.beside_golden import Fields, machine_with
 from tilewright_sim.benches.testbench import (
     InOrderChecker,
     Layout,
@@ -26,8 +27,6 @@ from tilewright_sim.benches.testbench import (
     start_clock,
 )
 from tilewright_sim.golden import BLOCKS, formats
-from tilewright_sim.golden.machine import Machine
-from tilewright_sim.golden.memory import Memory
 from tilewright_sim.golden.tiles import NibbleRows
 
 CONFIG = AcceleratorConfig.from_dict(parameters())
@@ -39,8 +38,6 @@ BASES = [0, 0x1000 - 0x40, 0x2000 - 0x10, 0x3000, 0x4000 - 0x20, 0x5000, 0x6000,
 """The last is outside memory."""
 OUTPUTS = ("fetch", "weight", "stream", "act", "row", "param", "table")
 TABLE_BYTES = 2048
-
-Fields = dict[str, int]
 
 
 def up(size: int, unit: int = BUS) -> int:
@@ -138,10 +135,7 @@ class Bench:
     def __init__(self, dut: Any, rng: random.Random, share: float) -> None:
         self.dut, self.rng = dut, rng
         self.memory = bytearray(rng.randbytes(SIZE))
-        self.machine = Machine(CONFIG, Memory(SIZE))
-        self.machine.memory.write(0, np.frombuffer(bytes(self.memory), np.uint8))
-        for i, base in enumerate(BASES):
-            self.machine.set_base(i, base)
+        self.machine = machine_with(CONFIG, self.memory, BASES)
         self.rules = AxiRules(dut, "axi", bus_bytes=BUS, beats=CONFIG.burst_beats, reads=CONFIG.reads_in_flight)
         self.axi: BoundedRead = read_memory(dut, "axi", self.memory, rng, share)
         self.sources = {name: StreamSource(dut, name, rng, share) for name in ("fetch", "weight_cmd", "load_cmd")}

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tilewright_hw.arch import AcceleratorConfig, Op
 from tilewright_hw.arch.isa import Element
 from tilewright_sim.benches.axi import AxiRules, write_memory
+from tilewright_sim.benches.beside_golden import Fields, machine_with, mirror, send_accepted
 from tilewright_sim.benches.testbench import (
     Layout,
     StreamSource,
@@ -24,8 +25,6 @@ from tilewright_sim.benches.testbench import (
     start_clock,
 )
 from tilewright_sim.golden import BLOCKS
-from tilewright_sim.golden.machine import Machine
-from tilewright_sim.golden.memory import Memory
 from tilewright_sim.golden.state import Fault, StoreRows
 
 CONFIG = AcceleratorConfig.from_dict(parameters())
@@ -35,8 +34,6 @@ SIZE = 1 << 15
 BASES = [0, 0x40, 0x1000 - 0x80, 0x2000, 0x3000, 0x4000, 0x5000 - max(0x20, BUS), SIZE]
 """The last is outside memory."""
 TYPES: dict[Element, Any] = {Element.INT8: np.uint8, Element.BF16: np.uint16, Element.FP32: np.uint32}
-
-Fields = dict[str, int]
 
 
 def command(**fields: int) -> Fields:
@@ -90,10 +87,7 @@ class Bench:
     def __init__(self, dut: Any, rng: random.Random, share: float) -> None:
         self.dut, self.rng, self.share = dut, rng, share
         self.memory = bytearray(rng.randbytes(SIZE))
-        self.machine = Machine(CONFIG, Memory(SIZE))
-        self.machine.memory.write(0, np.frombuffer(bytes(self.memory), np.uint8))
-        for i, base in enumerate(BASES):
-            self.machine.set_base(i, base)
+        self.machine = machine_with(CONFIG, self.memory, BASES)
         self.rules = AxiRules(dut, "axi", bus_bytes=BUS, beats=CONFIG.burst_beats, writes=CONFIG.writes_in_flight)
         write_memory(dut, "axi", self.memory, rng, share)
         self.commands = StreamSource(dut, "cmd", rng, share)
@@ -127,7 +121,7 @@ class Bench:
         assert not self.dut.error.value
         assert not self.rules.count
         assert not self.done
-        self.machine.memory.write(0, np.frombuffer(bytes(self.memory), np.uint8))
+        mirror(self.machine, self.memory)
         self._begin()
 
     async def _watch(self) -> None:
@@ -202,9 +196,7 @@ async def test_random_commands(dut: Any, share: float) -> None:
     rng = generator(f"commands {share}")
     bench = Bench(dut, rng, share)
     await bench.start()
-    sent = 0
-    while sent < 30:
-        sent += bench.send(random_command(rng))
+    send_accepted(bench.send, lambda: random_command(rng), 30)
     await bench.finish()
 
 
@@ -275,12 +267,8 @@ async def test_reset_in_the_middle(dut: Any, cycles: int, share: float) -> None:
     rng = generator(f"reset {cycles} {share}")
     bench = Bench(dut, rng, share)
     await bench.start()
-    sent = 0
-    while sent < 6:
-        sent += bench.send(random_command(rng))
+    send_accepted(bench.send, lambda: random_command(rng), 6)
     await ClockCycles(dut.clk, cycles)
     await bench.reset()
-    sent = 0
-    while sent < 6:
-        sent += bench.send(random_command(rng))
+    send_accepted(bench.send, lambda: random_command(rng), 6)
     await bench.finish()

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import cocotb
 from cocotb.triggers import ClockCycles, FallingEdge, RisingEdge, Timer
 
-from tilewright_sim.benches.testbench import Passes, StreamTestbench, generator, parameters, pulse_reset, start_clock
+from tilewright_sim.benches.testbench import (
+    Passes,
+    StreamTestbench,
+    generator,
+    parameters,
+    pulse_reset,
+    random_items,
+    start_clock,
+)
 
 WIDTH = parameters()["shape"]
-
-
-def items(count: int, rng: random.Random) -> list[int]:
-    """Return random items and the extremes."""
-    return [rng.choice((0, (1 << WIDTH) - 1, rng.getrandbits(WIDTH), rng.getrandbits(WIDTH))) for _ in range(count)]
 
 
 @cocotb.test()
@@ -24,7 +26,7 @@ async def test_order(dut: Any, idle: float, back_pressure: float) -> None:
     rng = generator(f"order {idle} {back_pressure}")
     bench = StreamTestbench(dut, Passes(), rng, idle=idle, back_pressure=back_pressure)
     await bench.start()
-    bench.source.send(items(300, rng))
+    bench.source.send(random_items(rng, 300, WIDTH))
     await bench.finish()
     assert bench.checker.checked == 300
 
@@ -34,7 +36,7 @@ async def test_one_item_per_cycle(dut: Any) -> None:
     rng = generator("throughput")
     bench = StreamTestbench(dut, Passes(), rng)
     await bench.start()
-    bench.source.send(items(200, rng))
+    bench.source.send(random_items(rng, 200, WIDTH))
     await ClockCycles(dut.clk, 200 + 3)
     assert bench.checker.checked == 200
 
@@ -44,7 +46,7 @@ async def test_holds_two(dut: Any) -> None:
     rng = generator("full")
     bench = StreamTestbench(dut, Passes(), rng, back_pressure=1.0)
     await bench.start()
-    bench.source.send(items(9, rng))
+    bench.source.send(random_items(rng, 9, WIDTH))
     await ClockCycles(dut.clk, 20)
     assert not dut.i_ready.value
     assert bench.checker.missing == 2
@@ -76,8 +78,8 @@ async def test_reset_in_the_middle(dut: Any, cycles: int) -> None:
     rng = generator(f"reset {cycles}")
     bench = StreamTestbench(dut, Passes(), rng, idle=0.1, back_pressure=0.8)
     await bench.start()
-    bench.source.send(items(200, rng))
+    bench.source.send(random_items(rng, 200, WIDTH))
     await ClockCycles(dut.clk, cycles)
     await bench.reset()
-    bench.source.send(items(50, rng))
+    bench.source.send(random_items(rng, 50, WIDTH))
     await bench.finish()

@@ -7,14 +7,9 @@ from typing import Any
 import cocotb
 from cocotb.triggers import ClockCycles, RisingEdge
 
-from tilewright_sim.benches.testbench import Passes, StreamTestbench, generator, parameters
+from tilewright_sim.benches.testbench import Passes, StreamTestbench, generator, parameters, random_items
 
 WIDTH, DEPTH = parameters()["shape"], parameters()["depth"]
-
-
-def items(count: int, rng: Any) -> list[int]:
-    """Return random items and the extremes."""
-    return [rng.choice((0, (1 << WIDTH) - 1, rng.getrandbits(WIDTH), rng.getrandbits(WIDTH))) for _ in range(count)]
 
 
 async def watch_level(bench: StreamTestbench) -> None:
@@ -36,7 +31,7 @@ async def test_order(dut: Any, idle: float, back_pressure: float) -> None:
     bench = StreamTestbench(dut, Passes(), rng, idle=idle, back_pressure=back_pressure)
     await bench.start()
     cocotb.start_soon(watch_level(bench))
-    bench.source.send(items(400, rng))
+    bench.source.send(random_items(rng, 400, WIDTH))
     await bench.finish()
     assert bench.checker.checked == 400
 
@@ -46,7 +41,7 @@ async def test_one_item_per_cycle(dut: Any) -> None:
     rng = generator("throughput")
     bench = StreamTestbench(dut, Passes(), rng)
     await bench.start()
-    bench.source.send(items(200, rng))
+    bench.source.send(random_items(rng, 200, WIDTH))
     await ClockCycles(dut.clk, 200 + 8)
     assert bench.checker.checked == 200
 
@@ -56,7 +51,7 @@ async def test_full(dut: Any) -> None:
     rng = generator("full")
     bench = StreamTestbench(dut, Passes(), rng, back_pressure=1.0)
     await bench.start()
-    bench.source.send(items(3 * DEPTH, rng))
+    bench.source.send(random_items(rng, 3 * DEPTH, WIDTH))
     await ClockCycles(dut.clk, 4 * DEPTH)
     assert not dut.i_ready.value
     assert dut.level.value.to_unsigned() == DEPTH == bench.checker.missing
@@ -68,9 +63,9 @@ async def test_reset_in_the_middle(dut: Any, cycles: int) -> None:
     rng = generator(f"reset {cycles}")
     bench = StreamTestbench(dut, Passes(), rng, idle=0.2, back_pressure=0.6)
     await bench.start()
-    bench.source.send(items(200, rng))
+    bench.source.send(random_items(rng, 200, WIDTH))
     await ClockCycles(dut.clk, cycles)
     await bench.reset()
     assert dut.level.value.to_unsigned() == 0
-    bench.source.send(items(50, rng))
+    bench.source.send(random_items(rng, 50, WIDTH))
     await bench.finish()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tilewright_hw.arch import AcceleratorConfig, Op
 from tilewright_hw.arch.isa import Add, Dest, Func, Mul, Reduce, Scale, Source
+from tilewright_sim.benches.beside_golden import Fields, send_accepted
 from tilewright_sim.benches.testbench import (
     InOrderChecker,
     Layout,
@@ -44,8 +45,6 @@ ONE = CONFIG.row_words - 1
 """A word of the row buffer that holds 1.0 and is no destination."""
 ONES = 0x3F800000
 MOST = 20_000
-
-Fields = dict[str, int]
 
 
 def vector(**fields: int) -> Fields:
@@ -333,9 +332,7 @@ async def test_random_instructions(dut: Any, share: float) -> None:
     rng = generator(f"instructions {share}")
     bench = Bench(dut, rng, share)
     await bench.start()
-    sent = 0
-    while sent < 120:
-        sent += bench.send(random_vector(rng))
+    send_accepted(bench.send, lambda: random_vector(rng), 120)
     await bench.finish()
 
 
@@ -472,12 +469,8 @@ async def test_reset_in_the_middle(dut: Any, cycles: int) -> None:
     await bench.wait()
     rows = vector(n=31, m=6, source=Source.ROW, src_m=16, scale=Scale.STAT_B, reduce=Reduce.QSCALE, red=40, red_m=1)
     assert bench.send(rows | {"dest": Dest.ACT, "dst_m": 8, "stat_m": 1})
-    sent = 0
-    while sent < 12:
-        sent += bench.send(random_vector(rng))
+    send_accepted(bench.send, lambda: random_vector(rng), 12)
     await ClockCycles(dut.clk, cycles)
     await bench.reset()
-    sent = 0
-    while sent < 12:
-        sent += bench.send(random_vector(rng))
+    send_accepted(bench.send, lambda: random_vector(rng), 12)
     await bench.finish()

@@ -53,6 +53,11 @@ def pauses(rng: random.Random, share: float, longest: int = 6) -> Iterator[bool]
         yield from [rng.random() < share] * rng.randint(1, longest)
 
 
+def random_items(rng: random.Random, count: int, width: int) -> list[int]:
+    """Return items of `width` bits: random ones and the extremes."""
+    return [rng.choice((0, (1 << width) - 1, rng.getrandbits(width), rng.getrandbits(width))) for _ in range(count)]
+
+
 def pack(values: Iterable[int], width: int) -> int:
     """Return values of `width` bits, negative ones too, as one vector, the first in the lowest bits."""
     mask = (1 << width) - 1
