@@ -323,8 +323,20 @@ def random_commands(rng, config, count):
     return commands
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize(("latency", "stall", "pop_share"), [(1, 0, 1), (25, 0.3, 0.1), (4, 0.6, 0.5)])
+QUICK = ("default", "tiny", "edge", "odd")
+# Latency, share of the beats that stall, share of the cycles in which somebody takes what has come.
+PACES = [(4, 0.6, 0.5), (1, 0, 1), (25, 0.3, 0.1)]
+
+
+def quick_or_slow(*values, quick):
+    """A case of the slow tests only, unless it is quick."""
+    return pytest.param(*values, marks=[] if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("name", "latency", "stall", "pop_share"),
+    [quick_or_slow(name, *pace, quick=name in QUICK or pace == PACES[0]) for name in CONFIGS for pace in PACES],
+)
 def test_random_commands(name, latency, stall, pop_share):
     seed = random.randrange(1 << 30)
     print(f"{seed=}")
@@ -336,7 +348,9 @@ def test_random_commands(name, latency, stall, pop_share):
     ).run()
 
 
-@pytest.mark.parametrize("name", ["default", "odd", "wide", "longer rows"])
+@pytest.mark.parametrize(
+    "name", [quick_or_slow(name, quick=name == "odd") for name in ("odd", "default", "wide", "longer rows")]
+)
 def test_room_is_given_back_to_the_beat(name):
     """After many WEIGHTs of both formats and LOADs of both kinds of tiles all room is free: none lost, none won."""
     seed = random.randrange(1 << 30)
@@ -405,7 +419,14 @@ WHOLE = {
 }
 
 
-@pytest.mark.parametrize(("name", "latency"), [*((name, 150) for name in WHOLE), ("weight", 40), ("mixed", 40)])
+@pytest.mark.parametrize(
+    ("name", "latency"),
+    [
+        *(quick_or_slow(name, 150, quick=name in ("many int4", "transposed", "mixed")) for name in WHOLE),
+        ("weight", 40),
+        ("mixed", 40),
+    ],
+)
 def test_one_beat_per_cycle(name, latency):
     """With the default settings the bus never idles from the first beat on, whatever the runs and commands."""
     bench = Bench(AcceleratorConfig(), latency, commands=WHOLE[name]).run()

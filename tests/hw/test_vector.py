@@ -275,9 +275,17 @@ def run_random(config, count, seed, stall):
     return bench
 
 
-@pytest.mark.parametrize(("name", "stall"), [("4x4x2", 0.5), ("8x8x4", 0.0), ("12x20x4", 0.6)])
-def test_random(name, stall):
-    run_random(CONFIGS[name], 60, SEED, stall)
+@pytest.mark.parametrize(
+    ("name", "stall", "count"),
+    [
+        ("4x4x2", 0.5, 40),
+        ("12x20x4", 0.6, 15),
+        pytest.param("8x8x4", 0.0, 60, marks=pytest.mark.slow),
+        pytest.param("12x20x4", 0.6, 60, marks=pytest.mark.slow),
+    ],
+)
+def test_random(name, stall, count):
+    run_random(CONFIGS[name], count, SEED, stall)
 
 
 def short_vector(rng, config):
@@ -387,7 +395,7 @@ def layer(config):
     return steps
 
 
-@pytest.mark.parametrize("name", ["4x4x2", "4x4x4", "8x16x8"])
+@pytest.mark.parametrize("name", ["4x4x2", *(pytest.param(n, marks=pytest.mark.slow) for n in ("4x4x4", "8x16x8"))])
 def test_layer(name):
     config = CONFIGS[name]
     bench = Bench(config, SEED, 0.2)
@@ -417,7 +425,7 @@ OVERHEAD = {
 }
 
 
-@pytest.mark.parametrize(("n", "m"), [(24, 1), (1, 20), (4, 20)])
+@pytest.mark.parametrize(("n", "m"), [(24, 1), (1, 20), pytest.param(4, 20, marks=pytest.mark.slow)])
 def test_cycles(n, m):
     """One word per cycle, rows of one word too; four cycles and the stages used are the way to done.
 

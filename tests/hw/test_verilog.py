@@ -95,9 +95,9 @@ def memory(name, depth, *, ports=1, by_clock=False):
 @pytest.mark.parametrize(
     "config",
     [
-        *map(AcceleratorConfig.preset, ["tiny", "edge", "default"]),
+        AcceleratorConfig.preset("tiny"),
         ODD,
-        pytest.param(AcceleratorConfig.preset("large"), marks=pytest.mark.slow),
+        *(pytest.param(AcceleratorConfig.preset(n), marks=pytest.mark.slow) for n in ("edge", "default", "large")),
     ],
     ids=lambda config: config.name,
 )

@@ -240,6 +240,7 @@ class Gates:
         return {f"P{i}": (a * b >> i & 1).astype(bool) for i in range(36)}
 
 
+@pytest.mark.slow
 def test_multipliers_multiply(tmp_path):
     ways = ("in_tables", "in_a_block")
     source = "module {}(input signed [7:0] a, b, output signed [15:0] y); assign y = a * b; endmodule\n"
@@ -259,7 +260,7 @@ def test_multipliers_multiply(tmp_path):
     assert blocks == [0, 1]
 
 
-@pytest.mark.parametrize("target", sorted(TARGETS))
+@pytest.mark.parametrize("target", ["ecp5-85k", pytest.param("xc7a100t", marks=pytest.mark.slow)])
 def test_the_array_by_itself(target):
     told = []
     found = synthesize_blocks(TINY, target, block="array", tell=told.append)
