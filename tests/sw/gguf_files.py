@@ -1,9 +1,13 @@
-"""GGUF files written by the package gguf, with names, order and values as llama.cpp's converters write them."""
+"""GGUF files written by the package gguf, with names, order and values as llama.cpp's converters write them.
+
+PYTHONPATH=tests/sw python -m gguf_files stories260K.bin tok512.bin Q4_0 stories-Q4_0.gguf
+"""
 
 from __future__ import annotations
 
 import json
 import struct
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -228,3 +232,8 @@ def tiny(folder: Path) -> Path:
     """Write the tests' tiny model, with its tokenizer of bytes."""
     source = give_merges(checkpoints.write_huggingface(folder / "source"))
     return convert(source, folder / "tiny.gguf")
+
+
+if __name__ == "__main__":
+    model, tokenizer, kind, target = sys.argv[1:]
+    print(convert_llama2c(Path(model), Path(tokenizer), Path(target), kind))
