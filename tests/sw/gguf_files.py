@@ -197,8 +197,10 @@ def convert(folder: Path, path: Path, kind: str = "F32", changes: Fields | None 
     return write(path, ARCHITECTURES[config["architectures"][0]], metadata | (changes or {}), weights, kind)
 
 
-def convert_llama2c(model: Path, tokenizer: Path, path: Path, kind: str = "F32") -> Path:
-    """Convert a llama2.c model, whose tensors have the order of GGUF's already."""
+def convert_llama2c(
+    model: Path, tokenizer: Path, path: Path, kind: str = "F32", changes: Fields | None = None
+) -> Path:  # fmt: skip
+    """Convert a llama2.c model, whose tensors have the order of GGUF's already; `changes` as in `convert`."""
     checkpoint = load_checkpoint(model)
     spec = checkpoint.spec
     config = {
@@ -214,7 +216,8 @@ def convert_llama2c(model: Path, tokenizer: Path, path: Path, kind: str = "F32")
     weights = {f"{names[name]}.weight": checkpoint.tensor(name) for name in spec.tensor_shapes()}
     if np.array_equal(weights["output.weight"], weights["token_embd.weight"]):
         del weights["output.weight"]
-    return write(path, "llama", fields(config) | sentencepiece(Llama2cTokenizer(tokenizer)), weights, kind)
+    metadata = fields(config) | sentencepiece(Llama2cTokenizer(tokenizer)) | (changes or {})
+    return write(path, "llama", metadata, weights, kind)
 
 
 def header(fields: Sequence[bytes] = (), tensors: Sequence[bytes] = (), counts: tuple[int, int] | None = None) -> bytes:
