@@ -177,8 +177,19 @@ def _add(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
 
 def give_merges(folder: Path) -> Path:
     """Give a test's folder a tokenizer of bytes with two merges, in place of two bytes: GGUF wants some."""
-    vocab = sorted(pre_tokenizers.ByteLevel.alphabet())[:-2] + ["he", "ll"]
-    made = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(vocab)}, merges=[("h", "e"), ("l", "l")]))
+    return _give(folder, sorted(pre_tokenizers.ByteLevel.alphabet())[:-2], [("h", "e"), ("l", "l")])
+
+
+def give_letters(folder: Path) -> Path:
+    """Give a test's folder a tokenizer of printable ASCII and merges of it: every token is whole characters."""
+    letters = [chr(c) for c in range(33, 127)] + ["Ġ"]
+    pairs = [(a, b) for a in "abcdefghijklm" for b in "nopqrstuvwxyz"]
+    return _give(folder, letters, pairs[: 256 - len(letters)])
+
+
+def _give(folder: Path, letters: list[str], merges: list[tuple[str, str]]) -> Path:
+    vocab = [*letters, *(a + b for a, b in merges)]
+    made = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(vocab)}, merges=merges))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     made.add_special_tokens(["<bos>", "<eos>"])
     made.save(str(folder / "tokenizer.json"))
