@@ -66,11 +66,7 @@ class GgufTensors:
 
     def type(self, name: str) -> str:
         """Return the name of a tensor's type."""
-        number = self._infos[name].type
-        try:
-            return str(self._package.GGMLQuantizationType(number).name)
-        except ValueError:
-            return f"number {number}"
+        return str(self._package.GGMLQuantizationType(self._infos[name].type).name)
 
     def types(self, names: set[str]) -> dict[str, int]:
         """Return how many of these tensors each type has, the most frequent first."""
