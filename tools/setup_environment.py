@@ -40,7 +40,7 @@ _NO_INDEX = re.compile(
 _NO_SPACE = re.compile(r"No space left on device|Disk quota exceeded")
 _PROGRESS = re.compile(r"^\s*(Downloading|Using cached|Building|Installing|Installed|Prepared|Resolved) ")
 # The extra that brings the others, so that `make demo` after `make test` installs nothing.
-_CONTAINED = {"dev": {"rtl", "zig", "chat", "fpga", "interactive", "plot"}}
+_CONTAINED = {"dev": {"rtl", "zig", "chat", "gguf", "fpga", "interactive", "plot"}}
 
 
 class SetupError(Exception):

@@ -24,6 +24,7 @@ from tilewright.formats import DEFAULT, Formats
 from tilewright.importers import load_checkpoint
 from tilewright.model import Checkpoint, Floats, ModelSpec, with_context
 from tilewright.quantisers import DEFAULT_QUANTISER, Quantiser
+from tilewright.requantise import Measured
 from tilewright.request import Options, Request, check_request, read_defaults
 from tilewright.roofline import Work, model_operations, roofline, total
 from tilewright.runtime import Engine
@@ -112,7 +113,8 @@ class Model:
     batch : int
         Most prompts that are continued at the same time.
     quantiser : Quantiser, optional
-        Makes the weights (default: `quantisers.Plain`).
+        Makes the weights (default: `quantisers.Plain`). One that measures them (of a GGUF file's model `load` takes
+        such a one) is `requantised` afterwards; else that is None.
     """
 
     def __init__(
@@ -132,6 +134,7 @@ class Model:
         self.batch = check_batch(batch)
         self.recipe, self._vectors_equal = recipe_of(checkpoint), True
         self.defaults = read_defaults(checkpoint.files)
+        self.requantised = quantiser if isinstance(quantiser, Measured) else None
         self._checkpoint = checkpoint
         self.engine = Engine(checkpoint, device, tiling, progress, formats=formats, quantiser=quantiser)
         self.golden: Engine | None = None
@@ -511,8 +514,8 @@ def load(
     Parameters
     ----------
     path : path or None
-        A Hugging Face folder, a llama2.c .bin file, or a file that `tilewright compile` wrote; None: the built-in
-        model.
+        A Hugging Face folder, a GGUF file, a llama2.c .bin file, or a file that `tilewright compile` wrote; None: the
+        built-in model.
     device : Device or str
         An open device, or the name of one.
     config : str
@@ -590,15 +593,19 @@ def read_model(
     """Return a model's checkpoint and tokenizer, as `load` does; every tensor has been looked at."""
     path = BUILTIN if path is None else Path(path)
     checkpoint = load_compiled(path) if is_compiled(path) else load_checkpoint(path)
-    if checkpoint.stored is not None and tokenizer is None:
-        found = checkpoint.stored.open_tokenizer()
-    else:
-        found = load_tokenizer(path, checkpoint.spec.vocab, tokenizer)
+    found = tokenizer_of(checkpoint, path, tokenizer)
     checkpoint = with_context(checkpoint, context)
     recipe_of(checkpoint)
     read_defaults(checkpoint.files)
     checkpoint.check()
     return checkpoint, found
+
+
+def tokenizer_of(checkpoint: Checkpoint, path: Path, override: str | Path | None = None) -> Tokenizer:
+    """Return a model's tokenizer: the one that is named, else the file's own, else the one beside it."""
+    if override is None and checkpoint.tokenizer is not None:
+        return checkpoint.tokenizer()
+    return load_tokenizer(path, checkpoint.spec.vocab, override)
 
 
 def check_continues(checkpoint: Checkpoint) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tilewright.evaluate import windows
 from tilewright.model import Checkpoint
 from tilewright.quantisers import CALIBRATION, DEFAULT_QUANTISER, QUANTISERS, Quantiser, make
+from tilewright.requantise import Measured
 from tilewright.tokenizer import HuggingFaceTokenizer, Tokenizer
 from tilewright_hw.arch import InputError
 
@@ -69,6 +70,7 @@ def quantiser_for(
 ) -> Quantiser:  # fmt: skip
     """Return a quantiser by name, with the texts of a file, or those that come with the package.
 
+    Of a file whose weights may be quantised already, it is one that measures what quantising them anew loses.
     InputError if the name is not known, the file cannot be read, or there is no tokenizer for it.
     """
     check_quantiser(name, calibration)
@@ -80,4 +82,5 @@ def quantiser_for(
             raise InputError("the quantiser compensate needs a tokenizer for its texts")
         return texts(checkpoint, tokenizer, read_text(calibration or CALIBRATION))
 
-    return make(name, checkpoint, ids, progress)
+    made = make(name, checkpoint, ids, progress)
+    return Measured(made, checkpoint.matrix_types) if checkpoint.matrix_types else made

@@ -37,7 +37,7 @@ from tilewright.embedding import read_recipe
 from tilewright.files import Files, StoredFiles, forget, map_file
 from tilewright.formats import Formats
 from tilewright.importers.configuration import MAX_JSON
-from tilewright.model import Checkpoint, Floats, ModelSpec, RopeScaling
+from tilewright.model import Checkpoint, Floats, ModelSpec, RopeFactors, RopeScaling
 from tilewright.quantisers import Quantiser
 from tilewright.request import read_defaults
 from tilewright.tokenizer import Tokenizer, tokenizer_from
@@ -285,7 +285,7 @@ def load(path: Path) -> Checkpoint:
 
     files = StoredFiles(str(path), parts)
     stored = StoredModel(path, start, manifest["payload"], config, formats, programs, tokenizer, files)
-    return Checkpoint(spec, read, name, files, stored)
+    return Checkpoint(spec, read, name, files, stored, tokenizer=stored.open_tokenizer)
 
 
 def _spec(table: Mapping[str, Any]) -> ModelSpec:
@@ -293,8 +293,11 @@ def _spec(table: Mapping[str, Any]) -> ModelSpec:
     known = {f.name for f in fields(ModelSpec)}
     if values.keys() != known:
         raise ValueError(f"its shape must have the fields {', '.join(sorted(known))}")
-    if values["rope_scaling"] is not None:
-        values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
+    if (scaling := values["rope_scaling"]) is not None:
+        by_pairs = "factors" in scaling
+        values["rope_scaling"] = (
+            RopeFactors(factors=tuple(scaling["factors"])) if by_pairs else RopeScaling(**scaling)
+        )  # fmt: skip
     return ModelSpec(**values)
 
 

@@ -219,6 +219,7 @@ def checks(purpose: Purpose = "rtl") -> list[Check]:
             "dev",
             _distribution("PyVerilator", "pyverilator", _extra("interactive")),
         ),
+        ("gguf", "GGUF files", "dev", _distribution("gguf", "gguf", _extra("gguf"))),
         ("Matplotlib", "pictures of profile", "dev", _distribution("matplotlib", "matplotlib", _extra("plot"))),
     ]
     made = [

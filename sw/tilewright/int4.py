@@ -27,8 +27,8 @@ _SHRINK = np.linspace(0.70, 1.0, 7)
 """Channel scales that the search tries, as parts of the one that clips nothing."""
 _ROUNDS = 2
 """How often the search fits s to q and g, and chooses these again."""
-_BLOCK = 1 << 20
-"""Weights that are searched at once: bounds the memory."""
+_BLOCK = 1 << 18
+"""Weights that are searched at once: what the search works on stays in a cache."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Int4:
 def round_to_int4(w: Floats) -> Int4:
     """Quantise (n, k) weights by plain rounding: nothing is clipped, every g is the smallest that reaches its group."""
     groups = _grouped(w)
-    s = _largest_scale(groups)
-    g = _reaching(groups, s)
-    return _finish(w, groups, s, g)
+    peaks = _peaks(groups)
+    s = _largest_scale(peaks)
+    return _finish(w, groups, s, _reaching(peaks, s))
 
 
 def search(w: Floats, importance: Floats | None = None) -> Int4:
@@ -147,15 +147,20 @@ def _grouped(w: Floats) -> Floats:
     return padded.reshape(n, -1, GROUP)
 
 
-def _largest_scale(groups: Floats) -> Floats:
+def _peaks(groups: Floats) -> Floats:
+    """Return the largest magnitude of each group, (n, groups)."""
+    return np.asarray(np.abs(groups).max(axis=2))
+
+
+def _largest_scale(peaks: Floats) -> Floats:
     """Return the s with which the largest weight of each channel is 15 * 7 steps, as F24."""
-    return f24(np.abs(groups).max(axis=(1, 2)) / np.float32(MAX_G * HIGH))
+    return f24(peaks.max(axis=1) / np.float32(MAX_G * HIGH))
 
 
-def _reaching(groups: Floats, s: Floats) -> NDArray[np.uint8]:
+def _reaching(peaks: Floats, s: Floats) -> NDArray[np.uint8]:
     """Return the smallest g with which no weight of a group lies beyond +-7 steps."""
     safe = np.where(s > 0, s, np.float32(1))
-    steps = np.abs(groups).max(axis=2) / (HIGH * safe[:, None])
+    steps = peaks / (HIGH * safe[:, None])
     return np.asarray(np.clip(np.ceil(steps - 1e-6), 1, MAX_G), dtype=np.uint8)
 
 
@@ -173,37 +178,72 @@ def _rounded(groups: Floats, step: Floats) -> NDArray[np.int8]:
 def _search(w: Floats, importance: Floats) -> Int4:
     groups = _grouped(w)
     weight = _grouped(importance[None])[0]
-    largest = _largest_scale(groups)
+    candidates = _Candidates(groups, weight)
+    largest = _largest_scale(candidates.peaks)
     best_s = largest
-    best_g, best = _best_g(groups, best_s, weight)
+    best_g, best = candidates.best(best_s)
+
+    def offer(s: Floats) -> None:
+        """Take s, and the g that go with it, for the channels in which they are better."""
+        nonlocal best_s
+        g, error = candidates.best(s)
+        better = error.sum(axis=1) < best.sum(axis=1)
+        best_s = np.where(better, s, best_s)
+        best_g[better], best[better] = g[better], error[better]
+
     for part in _SHRINK[:-1]:
-        s = f24(largest * np.float32(part))
-        g, error = _best_g(groups, s, weight)
-        better = error.sum(axis=1) < best.sum(axis=1)
-        best_s = np.where(better, s, best_s)
-        best_g[better], best[better] = g[better], error[better]
+        offer(f24(largest * np.float32(part)))
     for _ in range(_ROUNDS):
-        s = _fitted(groups, best_s, best_g, weight)
-        g, error = _best_g(groups, s, weight)
-        better = error.sum(axis=1) < best.sum(axis=1)
-        best_s = np.where(better, s, best_s)
-        best_g[better], best[better] = g[better], error[better]
+        offer(_fitted(groups, best_s, best_g, weight))
     return _finish(w, groups, best_s, best_g)
 
 
-def _best_g(groups: Floats, s: Floats, weight: Floats) -> tuple[NDArray[np.uint8], Floats]:
-    """Return the best g of each group near the one that clips nothing, and its error: (n, groups) both."""
-    top = _reaching(groups, s).astype(np.int64)
-    best_g = top.astype(np.uint8)
-    best = np.full(top.shape, np.inf, np.float32)
-    for less in range(5):
-        g = np.clip(top - less, 1, MAX_G)
-        step = s[:, None] * g
-        error = groups - _rounded(groups, step) * step[..., None]
-        total = np.einsum("ngi,gi->ng", error * error, weight)
-        better = total < best
-        best_g[better], best[better] = g[better], total[better]
-    return best_g, best
+class _Candidates:
+    """Groups of weights, and what their errors would be.
+
+    The search spends its time here. Weights are in double precision, as steps are, with the 32 of a group on the first
+    axis: NumPy's inner loops are then as long as there are groups, and all is done in place.
+
+    Parameters
+    ----------
+    groups : float32 array (n, groups, 32)
+        Weights.
+    weight : float32 array (groups, 32)
+        Weight of each input's error.
+    """
+
+    def __init__(self, groups: Floats, weight: Floats) -> None:
+        self.peaks = _peaks(groups)
+        self._weights = np.ascontiguousarray(groups.transpose(2, 0, 1), dtype=np.float64)
+        self._error = np.empty_like(self._weights)
+        # Nearly always 1 for all; the product would be the same.
+        self._importance = None if (weight == 1).all() else weight.T.astype(np.float64)[:, None, :]
+
+    def best(self, s: Floats) -> tuple[NDArray[np.uint8], Floats]:
+        """Return the best g of each group near the one that clips nothing, and its error: (n, groups) both."""
+        top = _reaching(self.peaks, s).astype(np.int64)
+        best_g = top.astype(np.uint8)
+        best = np.full(top.shape, np.inf, np.float32)
+        for less in range(min(5, int(top.max(initial=1)))):  # any more would be g = 1 again
+            g = np.clip(top - less, 1, MAX_G)
+            total = self._total(s.astype(np.float64)[:, None] * g)
+            better = total < best
+            np.copyto(best_g, g, where=better, casting="unsafe")
+            np.copyto(best, total, where=better, casting="same_kind")
+        return best_g, best
+
+    def _total(self, step: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the squared error of each group with a step for each."""
+        error = self._error
+        np.divide(self._weights, np.where(step > 0, step, 1.0), out=error)
+        np.rint(error, out=error)
+        np.clip(error, LOW, HIGH, out=error)
+        error *= np.maximum(step, 0.0)  # a channel without a scale has q = 0
+        np.subtract(self._weights, error, out=error)
+        error *= error
+        if self._importance is not None:
+            error *= self._importance
+        return np.asarray(error.sum(axis=0))
 
 
 def _fitted(groups: Floats, s: Floats, g: NDArray[np.uint8], weight: Floats) -> Floats:
@@ -218,4 +258,4 @@ def _choose_g(part: NDArray[np.float64], s: Floats, weight: NDArray[np.float64])
     """Return the best g of one group for every channel."""
     groups = _grouped(part.astype(np.float32))
     padded = _grouped(weight.astype(np.float32)[None])[0]
-    return _best_g(groups, s, padded + np.float32(1e-3) * padded.max(initial=1e-12))[0][:, 0]
+    return _Candidates(groups, padded + np.float32(1e-3) * padded.max(initial=1e-12)).best(s)[0][:, 0]

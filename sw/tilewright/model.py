@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from tilewright_hw.arch import InputError
 
 if TYPE_CHECKING:
     from tilewright.compiled import StoredModel
+    from tilewright.tokenizer import Tokenizer
 
 Floats = NDArray[np.float32]
 MAX_LAYERS = 4096
@@ -52,6 +53,19 @@ class RopeScaling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RopeFactors:
+    """Any change of the rotary frequencies, pair by pair, as GGUF files hold Llama 3's.
+
+    Parameters
+    ----------
+    factors : tuple of float
+        What the frequency of each pair of channels is divided by; head_dim / 2 of them.
+    """
+
+    factors: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Shape of a transformer: everything that the compiler has to know of an architecture.
 
@@ -76,7 +90,7 @@ class ModelSpec:
         A norm follows the last layer.
     rope_theta : float or None
         RoPE base; None: no rotary embedding.
-    rope_scaling : RopeScaling or None
+    rope_scaling : RopeScaling, RopeFactors or None
         Change of its frequencies.
     learned_positions : bool
         A table of position embeddings is added to the token's.
@@ -114,7 +128,7 @@ class ModelSpec:
     embedding_norm: bool = False
     final_norm: bool = True
     rope_theta: float | None = 10000.0
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: RopeScaling | RopeFactors | None = None
     learned_positions: bool = False
     token_types: int = 0
     embedding_scale: float = 1.0
@@ -149,8 +163,14 @@ class ModelSpec:
         for name, known in (("norm", NORMS), ("activation", ACTIVATIONS)):
             if getattr(self, name) not in known:
                 raise InputError(f"model: {name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if isinstance(self.rope_scaling, RopeFactors):
+            self._check_factors(self.rope_scaling.factors)
         if not isinstance(self.token_types, int) or not 0 <= self.token_types <= MAX_SIZE:
             raise InputError(f"model: token_types must be an integer from 0 on, not {self.token_types!r}")
+
+    def _check_factors(self, factors: tuple[float, ...]) -> None:
+        if len(factors) != self.head_dim // 2 or not all(0 < factor < float("inf") for factor in factors):
+            raise InputError(f"model: rope_scaling must have {self.head_dim // 2} factors above 0")
 
     @property
     def group(self) -> int:
@@ -209,6 +229,8 @@ class Checkpoint:
     at each call. `tensor` checks shape and finiteness. `files` are the small files that came with the weights.
     `read_rows(name, first, count)`, where it is given, returns some rows of a tensor without reading the others, or
     None where that cannot be done. `stored` are the weights of a compiled model: it has no tensors to read.
+    `tokenizer()` opens the tokenizer of a file that holds it. `matrix_types`, of a file whose weights may be quantised
+    already, says how many matrices there are of each type.
     """
 
     spec: ModelSpec
@@ -217,6 +239,8 @@ class Checkpoint:
     files: Files = field(default=NOTHING, repr=False)
     stored: StoredModel | None = field(default=None, repr=False)
     read_rows: Callable[[str, int, int], Floats | None] | None = field(default=None, repr=False)
+    tokenizer: Callable[[], Tokenizer] | None = field(default=None, repr=False)
+    matrix_types: Mapping[str, int] = field(default_factory=dict)
 
     def tensor(self, name: str) -> Floats:
         """Return a tensor; InputError names it if its shape is wrong or a value is not finite."""

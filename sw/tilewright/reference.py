@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.model import Checkpoint, Floats, ModelSpec
+from tilewright.model import Checkpoint, Floats, ModelSpec, RopeFactors
 
 __all__ = ["Observer", "Reference", "cross_entropy", "rotary_frequencies"]
 
@@ -33,6 +33,8 @@ def rotary_frequencies(spec: ModelSpec) -> NDArray[np.float64]:
     scaling = spec.rope_scaling
     if scaling is None:
         return np.asarray(frequency)
+    if isinstance(scaling, RopeFactors):
+        return np.asarray(frequency / scaling.factors)
     turns = scaling.original_context * frequency / (2 * math.pi)  # over the original context
     span = scaling.high_freq_factor - scaling.low_freq_factor
     smooth = np.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)

@@ -210,7 +210,8 @@ def test_pickles_are_not_opened(refused: Refused, folder: Path, tmp_path: Path) 
 
 def test_a_file_of_another_kind(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"onnx")
-    assert "must be a Hugging Face folder or a llama2.c .bin file" in refused(*GENERATE, tmp_path / "model.onnx")
+    line = refused(*GENERATE, tmp_path / "model.onnx")
+    assert "must be a Hugging Face folder, a GGUF file or a llama2.c .bin file" in line
 
 
 # llama2.c files

@@ -76,6 +76,73 @@ def test_the_search_beats_rounding_and_never_loses() -> None:
     assert np.mean(gains) < 0.9, gains
 
 
+def straightforward(w: NDArray[np.float32], importance: NDArray[np.float32] | None = None) -> Int4:
+    """Return what `search` should, written without regard to time and memory."""
+    n, k = w.shape
+    count = -(-k // GROUP)
+    groups = np.zeros((n, count * GROUP), np.float32)
+    groups[:, :k] = w
+    groups = groups.reshape(n, count, GROUP)
+    weight = np.zeros(count * GROUP, np.float32)
+    weight[:k] = 1 if importance is None else importance / float(importance.mean()) + 1e-3
+    weight = weight.reshape(count, GROUP)
+    peaks = np.abs(groups).max(axis=2)
+
+    def rounded(step: NDArray[np.floating]) -> NDArray[np.floating]:
+        safe = np.where(step > 0, step, step.dtype.type(1))[..., None]
+        return np.where(step[..., None] > 0, np.clip(np.rint(groups / safe), -8, 7), 0)
+
+    def best_g(s: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        top = np.clip(np.ceil(peaks / (7 * np.where(s > 0, s, np.float32(1)))[:, None] - 1e-6), 1, 15).astype(int)
+        found, least = top, np.full(top.shape, np.inf, np.float32)
+        for less in range(5):
+            g = np.clip(top - less, 1, 15)
+            step = s[:, None].astype(float) * g
+            total = np.einsum("ngi,gi->ng", (groups - rounded(step) * step[..., None]) ** 2, weight.astype(float))
+            found, least = np.where(total < least, g, found), np.where(total < least, total, least).astype(np.float32)
+        return found, least
+
+    largest = f24(peaks.max(axis=1) / np.float32(15 * 7))
+    s = largest
+    g, least = best_g(s)
+    for turn in range(8):
+        if turn < 6:
+            other = f24(largest * np.float32(np.linspace(0.70, 1.0, 7)[turn]))
+        else:
+            units = (rounded(s[:, None] * g.astype(np.float32)) * g[..., None]).astype(np.float32)
+            over = np.einsum("ngi,gi->n", units * groups, weight)
+            under = np.einsum("ngi,gi->n", units * units, weight)
+            other = f24(np.where(under > 0, over / np.where(under > 0, under, 1), s))
+        new_g, new_least = best_g(other)
+        better = new_least.sum(axis=1) < least.sum(axis=1)
+        s = np.where(better, other, s)
+        g, least = (np.where(better[:, None], a, b) for a, b in ((new_g, g), (new_least, least)))
+    q = rounded(s[:, None] * g.astype(np.float32)).reshape(n, -1)[:, :k]
+    return Int4(q.astype(np.int8), g.astype(np.uint8), s.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", ["tails", "normal", "coarse", "sparse", "sizes", "large"])
+def test_the_search_is_the_straightforward_one(kind: str) -> None:
+    """To the last bit, in whatever order and blocks it works."""
+    for seed in range(8):
+        random = np.random.default_rng([seed, len(kind)])
+        n, k = (520, 513) if kind == "large" else (int(random.integers(1, 40)), int(random.integers(1, 280)))
+        w = matrix(n, k, seed) if kind == "tails" else random.normal(size=(n, k)).astype(np.float32)
+        if kind == "coarse":
+            w = np.round(w * 4) / np.float32(64)
+        if kind == "sparse":
+            w[random.random((n, k)) < 0.5] = 0
+            w[::3] = 0
+        if kind == "sizes":
+            w = (w * 10.0 ** random.integers(-38, 15, size=(n, 1))).astype(np.float32)
+        importance = random.gamma(0.5, size=k).astype(np.float32) if seed % 2 else None
+        found, wanted = search(w, importance), straightforward(w, importance)
+        for ours, theirs in zip(found.parts, wanted.parts, strict=True):
+            assert np.array_equal(ours, theirs), (kind, seed, n, k)
+        if kind == "large":
+            break
+
+
 def test_importance_moves_the_error_away_from_inputs_that_matter() -> None:
     w = matrix(32, 128)
     importance = np.where(np.arange(128) % 32 < 4, 100.0, 1.0).astype(np.float32)

@@ -9,7 +9,7 @@ from tilewright.api import check_fits, read_model, settle
 from tilewright.calibration import check_quantiser
 from tilewright.cli.options import Commands, add_model, command, configuration, examples, formats
 from tilewright.cli.progress import Progress
-from tilewright.cli.session import prepare_quantiser
+from tilewright.cli.session import note_loss, prepare_quantiser
 from tilewright.compiled import save
 from tilewright_hw.arch import InputError
 
@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     quantiser = prepare_quantiser(arguments, checkpoint, tokenizer, progress)
     with progress.stage(f"model {checkpoint.name} compiled for {config.name}") as stage:
         size = save(output, checkpoint, tokenizer, config, wanted, stage.update, quantiser)
+    note_loss(quantiser, progress)
     progress.note(f"{size:,} bytes")
     print(output)
     return 0

@@ -10,13 +10,14 @@ from tilewright.api import Model, check_fits, read_model
 from tilewright.calibration import check_quantiser, read_text
 from tilewright.cli.options import Commands, add_config, add_model, add_output, command, examples, formats
 from tilewright.cli.progress import Progress
-from tilewright.cli.session import prepare_quantiser
+from tilewright.cli.session import note_loss, prepare_quantiser
 from tilewright.cli.table import pairs
 from tilewright.devices import open_device
 from tilewright.evaluate import Quality, evaluate, select, windows
 from tilewright.formats import DEFAULT, Formats
 from tilewright.likeness import compare_vectors
 from tilewright.model import Checkpoint
+from tilewright.requantise import Measured
 from tilewright.runtime import Engine
 from tilewright.tokenizer import Tokenizer
 from tilewright_hw.arch import AcceleratorConfig, InputError
@@ -72,10 +73,12 @@ def run(arguments: argparse.Namespace) -> int:
     with progress.stage(f"model {checkpoint.name} quantised and loaded") as stage:
         device = open_device("golden", config)
         engine = Engine(checkpoint, device, progress=stage.update, formats=wanted, quantiser=quantiser)
+    note_loss(quantiser, progress)
     with progress.stage(f"{len(parts)} windows of {window} tokens predicted") as stage:
         quality = evaluate(engine, checkpoint, parts, stage.update)
     if arguments.json:
         head = _head(arguments, wanted, checkpoint) | {"skip": arguments.skip}
+        head["requantised"] = quantiser.to_dict() if isinstance(quantiser, Measured) else None
         print(json.dumps(head | quality.to_dict()))
     else:
         print(_table(quality, f"{wanted.weights} weights, {wanted.activations} bits"))

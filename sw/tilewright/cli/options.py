@@ -78,7 +78,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="Hugging Face folder, llama2.c .bin, or a file of tilewright compile (default: the built-in model)",
+        help="Hugging Face folder, GGUF file, llama2.c .bin, or a file of tilewright compile (default: the built-in "
+        "model)",
     )
     add_formats(parser)
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tilewright.api import BUILTIN, check_fits, prompt_ids
+from tilewright.api import BUILTIN, check_fits, prompt_ids, tokenizer_of
 from tilewright.bench import PREFILL_TOKENS, RESULTS, parse_shape
 from tilewright.cli.options import Commands, add_config, add_output, command, examples, formats, memory_model
 from tilewright.cli.progress import Progress
@@ -28,7 +28,6 @@ from tilewright.perf.profile import (
     profile,
 )
 from tilewright.random_model import is_random, random_checkpoint
-from tilewright.tokenizer import load_tokenizer
 from tilewright_hw.arch import AcceleratorConfig, InputError
 
 RUNS = ("decode", "prefill")
@@ -58,7 +57,7 @@ def add(commands: Commands) -> None:
     parser = command(commands, "profile", run, "say where the cycles of a run go, without running it", EXAMPLES)
     parser.add_argument(
         "model", nargs="?", metavar="MODEL",
-        help="Hugging Face folder, llama2.c .bin, or random:... as for bench (default: the built-in model)",
+        help="Hugging Face folder, GGUF file, llama2.c .bin, or random:... as for bench (default: the built-in model)",
     )  # fmt: skip
     parser.add_argument("--weights", metavar="FORMAT", help="int8 or int4 (default: int8)")
     parser.add_argument("--activations", type=int, metavar="BITS", help="8 or 16 (default: 8)")
@@ -171,7 +170,7 @@ def _context(arguments: argparse.Namespace, checkpoint: Checkpoint, kind: str) -
         if is_random(arguments.model):
             raise InputError("prompt must not be given for a random model, which has no tokenizer: give a context")
         path = BUILTIN if arguments.model is None else Path(arguments.model)
-        tokenizer = load_tokenizer(path, spec.vocab, arguments.tokenizer)
+        tokenizer = tokenizer_of(checkpoint, path, arguments.tokenizer)
         context = len(prompt_ids(arguments.prompt, spec, tokenizer)) + (kind == "decode")
     elif context is None:
         context = min(PREFILL_TOKENS, spec.context)

@@ -24,6 +24,7 @@ from tilewright.devices import device_kind
 from tilewright.formats import Formats
 from tilewright.model import Checkpoint
 from tilewright.quantisers import Quantiser
+from tilewright.requantise import Measured
 from tilewright.request import Options, check_request
 from tilewright.tokenizer import Tokenizer
 from tilewright_hw.arch import AcceleratorConfig
@@ -93,10 +94,12 @@ def open_model(
     try:
         how = "quantised and loaded" if checkpoint.stored is None else "loaded"
         with progress.stage(f"model {checkpoint.name} {how}") as stage:
-            return Model(
+            model = Model(
                 checkpoint, tokenizer, device, check=arguments.check, progress=stage.update, formats=found,
                 quantiser=quantiser,
             )  # fmt: skip
+        note_loss(quantiser, progress)
+        return model
     except BaseException:
         device.close()
         raise
@@ -111,6 +114,12 @@ def prepare_quantiser(
         return quantiser_for(name, checkpoint, tokenizer)
     with progress.stage("calibration texts read by the model in float32") as stage:
         return quantiser_for(name, checkpoint, tokenizer, calibration, stage.update)
+
+
+def note_loss(quantiser: Quantiser, progress: Progress) -> None:
+    """Say what was lost where a file's weights were quantised anew."""
+    if isinstance(quantiser, Measured):
+        progress.note(str(quantiser))
 
 
 def write_text(
@@ -168,6 +177,7 @@ def report(model: Model, request: Continuation, generation: Generation) -> dict[
         "configuration": model.device.config.to_dict(),
         "memory": asdict(request.memory),
         "sampling": asdict(generation.sampling),
+        "requantised": None if model.requantised is None else model.requantised.to_dict(),
         "check": None if check is None else asdict(check),
         "counters": stats.counters,
     }

@@ -14,7 +14,7 @@ from tilewright.compiler.int4 import Int4Matrix, pack_int4
 from tilewright.compiler.layout import ALIGN, WINDOW, MemoryMap, TiledMatrix, ceil_div, pack_tiles, round_up
 from tilewright.compiler.plan import padded_head
 from tilewright.formats import DEFAULT, Formats, bf16_bits, f24
-from tilewright.model import BLOCK, Checkpoint, Floats, ModelSpec
+from tilewright.model import BLOCK, Checkpoint, Floats, ModelSpec, RopeFactors
 from tilewright.quantisers import Plain, Quantiser
 from tilewright_hw.arch import AcceleratorConfig, InputError
 
@@ -339,8 +339,10 @@ def rope_table(spec: ModelSpec) -> Floats:
     assert spec.rope_theta is not None
     pairs = np.arange(spec.head_dim // 2, dtype=np.float64)
     frequency = spec.rope_theta ** (-2.0 * pairs / spec.head_dim)
-    if spec.rope_scaling is not None:
-        s = spec.rope_scaling
+    s = spec.rope_scaling
+    if isinstance(s, RopeFactors):
+        frequency = frequency / np.array(s.factors)
+    elif s is not None:
         turns = s.original_context * frequency / (2 * np.pi)
         kept = np.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)
         frequency = (1 - kept) * frequency / s.factor + kept * frequency

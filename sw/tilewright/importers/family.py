@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
+from tilewright.files import Files
 from tilewright.importers.configuration import Configuration
 from tilewright.importers.rope import interleave_heads
-from tilewright.model import Floats, ModelSpec
+from tilewright.model import Checkpoint, Floats, ModelSpec
 
-__all__ = ["Family", "Tensor", "columns", "heads", "plus_one", "transposed"]
+__all__ = ["Family", "Source", "Tensor", "columns", "heads", "open_checkpoint", "plus_one", "transposed"]
 
 Change = Callable[[Floats], Floats]
 
@@ -53,6 +55,39 @@ class Family:
     spec: Callable[[Configuration], ModelSpec]
     tensors: Callable[[ModelSpec, Configuration], dict[str, Tensor]]
     prefixes: tuple[str, ...] = ("",)
+
+
+class Source(Protocol):
+    """Tensors in files, by their names there; rows are those of the first axis."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+
+    def read(self, name: str) -> Floats:
+        """Return a tensor as float32; InputError if it is of an unsupported type."""
+
+    def read_rows(self, name: str, first: int, count: int) -> Floats:
+        """Return `count` rows from row `first` on, as float32; only these are in memory."""
+
+
+def open_checkpoint(
+    spec: ModelSpec, table: Mapping[str, Tensor], source: Source, name: str, files: Files
+) -> Checkpoint:  # fmt: skip
+    """Return the checkpoint whose canonical tensors come from these places of a source; nothing is read yet."""
+    shapes = spec.tensor_shapes()
+
+    def read(tensor: str) -> Floats:
+        place = table[tensor]
+        value = source.read(place.name)
+        return value if place.change is None else place.change(value)
+
+    def rows(tensor: str, first: int, count: int) -> Floats | None:
+        place = table[tensor]
+        if place.change is not None or source.shape(place.name) != shapes[tensor]:
+            return None
+        return source.read_rows(place.name, first, count)
+
+    return Checkpoint(spec, read, name, files, read_rows=rows)
 
 
 def heads(count: int) -> Change:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tilewright.files import FolderFiles
 from tilewright.importers.configuration import Configuration
 from tilewright.importers.families import ARCHITECTURES
-from tilewright.importers.family import Family
+from tilewright.importers.family import Family, open_checkpoint
 from tilewright.importers.safetensors import Tensors, open_tensors
-from tilewright.model import Checkpoint, Floats, ModelSpec
+from tilewright.model import Checkpoint, ModelSpec
 from tilewright_hw.arch import InputError
 
 __all__ = ["load", "read_spec"]
@@ -42,20 +43,10 @@ def load(folder: Path) -> Checkpoint:
         raise AssertionError(f"the family says nothing of {sorted(missing)}")
     tensors = open_tensors(folder)
     prefix = _prefix(family, tensors, table["embedding"].name)
-    places = {name: _place(tensors, prefix, table[name].name) for name in spec.tensor_shapes()}
-
-    def read(name: str) -> Floats:
-        value, change = tensors.read(places[name]), table[name].change
-        return value if change is None else change(value)
-
-    shapes = spec.tensor_shapes()
-
-    def rows(name: str, first: int, count: int) -> Floats | None:
-        if table[name].change is not None or tensors.shape(places[name]) != shapes[name]:
-            return None
-        return tensors.read_rows(places[name], first, count)
-
-    return Checkpoint(spec, read, folder.name, FolderFiles(folder), read_rows=rows)
+    places = {
+        name: replace(table[name], name=_place(tensors, prefix, table[name].name)) for name in spec.tensor_shapes()
+    }
+    return open_checkpoint(spec, places, tensors, folder.name, FolderFiles(folder))
 
 
 def _prefix(family: Family, tensors: Tensors, name: str) -> str:
