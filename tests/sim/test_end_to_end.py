@@ -65,7 +65,7 @@ def test_64_tokens_on_default(model: str) -> None:
 
 
 @pytest.mark.parametrize("memory", [None, STALLS], ids=["no stalls", "stalls"])
-@pytest.mark.parametrize("config", [c for c in CONFIGS if c != "default"])
+@pytest.mark.parametrize("config", ["tiny", "edge", "6x10, 2 lanes", pytest.param("large", marks=pytest.mark.slow)])
 def test_some_tokens_on_every_configuration(config: str, memory: tw.MemoryModel | None) -> None:
     assert_exact(generate("built-in", config, 3, memory), "built-in", 3)
 
