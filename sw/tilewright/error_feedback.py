@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.formats import GROUP, quantise_int8
+from tilewright.formats import GROUP, f24, quantise_int8
 from tilewright.model import Floats
 from tilewright_hw.arch import InputError
 
@@ -22,12 +22,14 @@ Begin = Callable[[int, int, Wide], Wide]
 step of each channel for these inputs (n,), 0 where all weights are 0."""
 _DAMPING = 0.01
 """What is added to the diagonal of the inputs' second moments, as a part of its mean."""
+_FACTORS = np.exp2(-np.arange(24, dtype=np.float32) / 4)
+"""Scales that are tried, as parts of that of plain rounding."""
 
 
 def compensate_int8(w: Floats, moments: Wide) -> tuple[NDArray[np.int8], Floats]:
     """Quantise (n, k) weights to int8 per output channel with error feedback: returns q (n, k) and F24 scales (n,).
 
-    The scales are those of plain rounding.
+    The scales are those of plain rounding, or smaller ones where it serves the inputs to clip a few large weights.
 
     Parameters
     ----------
@@ -41,9 +43,23 @@ def compensate_int8(w: Floats, moments: Wide) -> tuple[NDArray[np.int8], Floats]
     InputError
         `moments` is not (k, k).
     """
-    scales = quantise_int8(w)[1]
+    check_moments(moments, w.shape[1])
+    scales = _search_scales(w, np.diag(moments))
     step = scales.astype(np.float64)
     return round_with_feedback(w, moments, lambda first, end, left: step, -127, 127), scales
+
+
+def _search_scales(w: Floats, squares: Wide) -> Floats:
+    """Return the F24 scale of each channel that makes the least squared error, for inputs of these mean squares."""
+    widest = quantise_int8(w)[1]
+    best, least = widest.copy(), np.full(len(w), np.inf)
+    for factor in _FACTORS:
+        scales = f24(widest * factor)
+        safe = np.where(scales > 0, scales, np.float32(1.0))[:, None]
+        error = (w - np.clip(np.rint(w / safe), -127, 127) * safe) ** 2 @ squares
+        better = error < least
+        best[better], least[better] = scales[better], error[better]
+    return best
 
 
 def round_with_feedback(w: Floats, moments: Wide, begin: Begin, low: int, high: int) -> NDArray[np.int8]:

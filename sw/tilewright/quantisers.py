@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tilewright import int4
 from tilewright.error_feedback import compensate_int8
+from tilewright.first_rows import known_row
 from tilewright.formats import quantise_int8
 from tilewright.model import Checkpoint, Floats, ModelSpec
 from tilewright.reference import Reference
@@ -146,12 +147,15 @@ def observe(
     """Run a model in floating point and return, for each matrix, the sum over rows of x^T x of its inputs.
 
     Each is float32 (inputs, inputs), by the matrix's canonical name; of queries, keys and values, which have the same
-    input, only that of the queries.
+    input, only that of the queries. What a known row is taken off has it off (`tilewright.first_rows`).
     """
     sums: dict[str, _Sum] = {}
 
     def see(name: str, rows: Floats) -> None:
         if not name.endswith((".wk", ".wv")):
+            known = known_row(checkpoint, name)
+            if known is not None:
+                rows = np.concatenate([rows[:1] - known, rows[1:]])
             sums.setdefault(name, _Sum()).add(rows)
 
     reference = Reference(checkpoint, observe=see)
