@@ -528,8 +528,8 @@ def load(
     batch : int
         Most prompts that `generate` continues at the same time; results do not depend on it.
     quantiser : {"round", "search", "compensate"}
-        How weights are quantised: by rounding; int4 with a search over its scales; or with each weight's error made up
-        for by others, as the inputs of a few texts go together.
+        How weights are quantised: by rounding; with a search over the scales (of int4, and where first rows are known
+        of int8); or with each weight's error made up for by others, as the inputs of a few texts go together.
     calibration : path, optional
         A file with these texts; else some tales that come with the package.
     first_row : {"plain", "known"}, optional

@@ -98,8 +98,13 @@ def first_rows_for(
         return checkpoint
     if tokenizer is None:
         raise InputError("known first rows need a tokenizer for their texts")
+    return with_first_rows(checkpoint, _few_texts(checkpoint, tokenizer, calibration), progress)
+
+
+def _few_texts(checkpoint: Checkpoint, tokenizer: Tokenizer, calibration: str | Path | None) -> list[list[int]]:
+    """Return the beginnings of the first few texts of a file, or of those that come along."""
     found = texts(checkpoint, tokenizer, read_text(calibration or CALIBRATION))[:_FIRST_TEXTS]
-    return with_first_rows(checkpoint, [ids[:_FIRST_TOKENS] for ids in found], progress)
+    return [ids[:_FIRST_TOKENS] for ids in found]
 
 
 def quantiser_for(
@@ -116,7 +121,9 @@ def quantiser_for(
 
     def ids() -> list[list[int]]:
         if tokenizer is None:
-            raise InputError("the quantiser compensate needs a tokenizer for its texts")
+            raise InputError(f"the quantiser {name} needs a tokenizer for its texts")
+        if name == "search":
+            return _few_texts(checkpoint, tokenizer, calibration)
         return texts(checkpoint, tokenizer, read_text(calibration or CALIBRATION))
 
     return make(name, checkpoint, ids, progress)

@@ -104,7 +104,7 @@ def add_formats(parser: argparse.ArgumentParser) -> None:
         "--quantiser",
         default=DEFAULT_QUANTISER,
         metavar="NAME",
-        help="how weights are quantised: round, search (over the scales of int4), or compensate (errors, as the texts "
+        help="how weights are quantised: round, search (over the scales), or compensate (errors, as the texts "
         "of --calibration have it) (default: %(default)s)",
     )
     parser.add_argument(

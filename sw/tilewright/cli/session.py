@@ -23,7 +23,7 @@ from tilewright.cli.progress import Progress
 from tilewright.devices import device_kind
 from tilewright.formats import Formats
 from tilewright.model import Checkpoint
-from tilewright.quantisers import Quantiser
+from tilewright.quantisers import Quantiser, looks_at_texts
 from tilewright.request import Options, check_request
 from tilewright.tokenizer import Tokenizer
 from tilewright_hw.arch import AcceleratorConfig
@@ -113,7 +113,7 @@ def calibrate(
     if knows_first_rows(checkpoint, tokenizer, how):
         with progress.stage("first rows read by the model in float32") as stage:
             checkpoint = first_rows_for(checkpoint, tokenizer, how, calibration, stage.update)
-    if name != "compensate":
+    if not looks_at_texts(name, checkpoint):
         return checkpoint, quantiser_for(name, checkpoint, tokenizer)
     with progress.stage("calibration texts read by the model in float32") as stage:
         return checkpoint, quantiser_for(name, checkpoint, tokenizer, calibration, stage.update)

@@ -305,7 +305,8 @@ class ModelImage:
         total = np.zeros(matrix.shape.n) if matrix.bias is None else self._bias(ckpt, name).astype(np.float64)
         if taken is not None:
             row = f24(ckpt.tensor(taken)).astype(np.float64)
-            total += np.concatenate([weights @ row for weights in self._weights(ckpt, name, False)])
+            # Row by row: how the rows are cut depends on the configuration, and the bits must not.
+            total += np.concatenate([np.sum(weights * row, axis=1) for weights in self._weights(ckpt, name, False)])
         if held is not None:
             total += f24(ckpt.tensor(held))
         return total.astype(np.float32)
