@@ -59,7 +59,7 @@ FRESH = (
     ),
     "red shoes size 9",
 )
-"""Sentences of 4 to 33 tokens that nothing was chosen by."""
+"""Sentences of 4 to 33 tokens, not those that row 4 of docs/quality.md is about."""
 
 
 def rows_of(engine: Engine, text: list[int]) -> NDArray[np.float32]:
