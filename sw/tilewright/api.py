@@ -10,7 +10,7 @@ from typing import Unpack
 
 import numpy as np
 
-from tilewright.calibration import check_quantiser, quantiser_for
+from tilewright.calibration import check_quantiser, first_rows_for, quantiser_for
 from tilewright.compiled import is_compiled
 from tilewright.compiled import load as load_compiled
 from tilewright.compiler.batch import MAX_BATCH
@@ -506,8 +506,8 @@ def load(
     path: str | Path | None = None, *, device: Device | str = "golden", config: str | None = None,
     weights: str | None = None, activations: int | None = None, overrides: Mapping[str, str] | None = None,
     context: int | None = None, batch: int = MAX_BATCH, tokenizer: str | Path | None = None, check: bool = False,
-    quantiser: str = DEFAULT_QUANTISER, calibration: str | Path | None = None, tiling: Tiling | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    quantiser: str = DEFAULT_QUANTISER, calibration: str | Path | None = None, first_row: str | None = None,
+    tiling: Tiling | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> Model:  # fmt: skip
     """Load a model onto a device.
 
@@ -531,10 +531,13 @@ def load(
     batch : int
         Most prompts that `generate` continues at the same time; results do not depend on it.
     quantiser : {"round", "search", "compensate"}
-        How weights are quantised: by rounding; int4 with a search over its scales; or with each weight's error made up
-        for by others, as the inputs of a few texts go together.
+        How weights are quantised: by rounding; with a search over the scales (of int4, and where first rows are known
+        of int8); or with each weight's error made up for by others, as the inputs of a few texts go together.
     calibration : path, optional
         A file with these texts; else some tales that come with the package.
+    first_row : {"plain", "known"}, optional
+        How the first row of a text is quantised: like all others, or as its distance from one that is known from the
+        same texts (`tilewright.first_rows`). Default: known for encoders, plain for others.
     tokenizer : path
         Instead of the one that comes with the model.
     check : bool
@@ -548,7 +551,7 @@ def load(
         The device cannot be opened.
     """
     check_batch(batch)
-    check_quantiser(quantiser, calibration)
+    check_quantiser(quantiser, calibration, first_row)
     given = None
     if weights is not None or activations is not None or overrides:
         given = Formats(
@@ -558,6 +561,7 @@ def load(
     wanted = device.config if not isinstance(device, str) else AcceleratorConfig.resolve(config) if config else None
     target, formats = settle(checkpoint, wanted, given)
     check_fits(checkpoint.spec, target, tiling, formats)
+    checkpoint = first_rows_for(checkpoint, found, first_row, calibration)
     makes_weights = quantiser_for(quantiser, checkpoint, found, calibration)
     opened = open_device(device, target) if isinstance(device, str) else device
     return Model(

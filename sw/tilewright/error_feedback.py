@@ -10,11 +10,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.formats import GROUP, quantise_int8
+from tilewright.formats import GROUP, f24, quantise_int8
 from tilewright.model import Floats
 from tilewright_hw.arch import InputError
 
-__all__ = ["Begin", "check_moments", "compensate_int8", "round_with_feedback"]
+__all__ = ["Begin", "check_moments", "compensate_int8", "round_with_feedback", "search_int8"]
 
 Wide = NDArray[np.float64]
 Begin = Callable[[int, int, Wide], Wide]
@@ -22,12 +22,14 @@ Begin = Callable[[int, int, Wide], Wide]
 step of each channel for these inputs (n,), 0 where all weights are 0."""
 _DAMPING = 0.01
 """What is added to the diagonal of the inputs' second moments, as a part of its mean."""
+_FACTORS = np.exp2(-np.arange(24, dtype=np.float32) / 4)
+"""Scales that are tried, as parts of that of plain rounding."""
 
 
 def compensate_int8(w: Floats, moments: Wide) -> tuple[NDArray[np.int8], Floats]:
     """Quantise (n, k) weights to int8 per output channel with error feedback: returns q (n, k) and F24 scales (n,).
 
-    The scales are those of plain rounding.
+    The scales are those of plain rounding, or smaller ones where it serves the inputs to clip a few large weights.
 
     Parameters
     ----------
@@ -41,9 +43,35 @@ def compensate_int8(w: Floats, moments: Wide) -> tuple[NDArray[np.int8], Floats]
     InputError
         `moments` is not (k, k).
     """
-    scales = quantise_int8(w)[1]
+    check_moments(moments, w.shape[1])
+    scales = _search_scales(w, np.diag(moments))
     step = scales.astype(np.float64)
     return round_with_feedback(w, moments, lambda first, end, left: step, -127, 127), scales
+
+
+def search_int8(w: Floats, squares: Wide) -> tuple[NDArray[np.int8], Floats]:
+    """Quantise (n, k) weights to int8 per output channel by rounding: returns q (n, k) and F24 scales (n,).
+
+    The scales are those that make the least squared error for inputs of these mean squares, float64 (k,): a few large
+    weights may be clipped.
+    """
+    scales = _search_scales(w, squares)
+    safe = np.where(scales > 0, scales, np.float32(1.0))[:, None]
+    return np.clip(np.rint(w / safe), -127, 127).astype(np.int8), scales
+
+
+def _search_scales(w: Floats, squares: Wide) -> Floats:
+    """Return the F24 scale of each channel that makes the least squared error, for inputs of these mean squares."""
+    widest = quantise_int8(w)[1]
+    best, least = widest.copy(), np.full(len(w), np.inf)
+    for factor in _FACTORS:
+        scales = f24(widest * factor)
+        safe = np.where(scales > 0, scales, np.float32(1.0))[:, None]
+        # A sum of its own for each row, so that how many there are does not matter, to the last bit.
+        error = np.sum((w - np.clip(np.rint(w / safe), -127, 127) * safe) ** 2 * squares, axis=1)
+        better = error < least
+        best[better], least[better] = scales[better], error[better]
+    return best
 
 
 def round_with_feedback(w: Floats, moments: Wide, begin: Begin, low: int, high: int) -> NDArray[np.int8]:

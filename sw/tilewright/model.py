@@ -112,6 +112,9 @@ class ModelSpec:
         f.
     classifier : bool
         Logits come out; else the hidden rows.
+    first_rows : bool
+        The first row of a text is quantised as its distance from a row that is known, `layers.N.*_first` (see
+        `tilewright.first_rows`); what the model computes stays the same.
     """
 
     dim: int
@@ -141,6 +144,7 @@ class ModelSpec:
     gated: bool = True
     activation: str = "silu"
     classifier: bool = True
+    first_rows: bool = False
 
     def __post_init__(self) -> None:
         for name in ("dim", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context"):
@@ -214,6 +218,10 @@ class ModelSpec:
         shapes |= {f"w_{part}": (self.ffn, self.dim) for part in inner} | {"w_down": (self.dim, self.ffn)}
         if self.ffn_bias:
             shapes |= {f"b_{part}": (self.ffn,) for part in inner} | {"b_down": (self.dim,)}
+        if self.first_rows:
+            # Two matrices of a gated network meet in one pass, which has no room for a bias.
+            shapes |= {"qkv_first": (self.dim,)} | ({} if self.gated else {"up_first": (self.dim,)})
+            shapes["down_first"] = (self.ffn,)
         return shapes
 
 

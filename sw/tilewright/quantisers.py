@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -11,19 +11,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tilewright import int4
-from tilewright.error_feedback import compensate_int8
+from tilewright.error_feedback import compensate_int8, search_int8
+from tilewright.first_rows import known_row
 from tilewright.formats import quantise_int8
 from tilewright.model import Checkpoint, Floats, ModelSpec
 from tilewright.reference import Reference
 from tilewright_hw.arch import InputError
 
-__all__ = ["CALIBRATION", "DEFAULT_QUANTISER", "QUANTISERS", "Compensated", "Plain", "Quantiser", "make", "observe"]
+__all__ = [
+    "CALIBRATION",
+    "DEFAULT_QUANTISER",
+    "QUANTISERS",
+    "Compensated",
+    "Plain",
+    "Quantiser",
+    "Weighed",
+    "looks_at_texts",
+    "make",
+    "observe",
+]
 
 QUANTISERS = ("round", "search", "compensate")
 """Names, of rising cost."""
 DEFAULT_QUANTISER = "search"
 CALIBRATION = Path(__file__).parent / "models" / "calibration.txt"
-"""Texts that `compensate` takes where none are given: tales from the built-in model's training text."""
+"""Texts that are taken where none are given: tales from the built-in model's training text."""
 _AT_ONCE = 512
 """Rows whose products are added up at a time."""
 
@@ -62,6 +74,31 @@ class Plain:
 
 
 @dataclass(frozen=True)
+class Weighed(Plain):
+    """As `Plain`, but int8 by a search over the scales, for the inputs of a few texts.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model's shape.
+    squares : dict of str to float array
+        Of each matrix's inputs, the sum of squares.
+    """
+
+    spec: ModelSpec = field(kw_only=True)
+    squares: dict[str, Floats] = field(kw_only=True, repr=False)
+
+    def int8(self, name: str, w: Floats) -> tuple[NDArray[np.int8], Floats]:
+        """Search for scales, then round; padding is left out meanwhile, as in `Compensated`."""
+        squares = self.squares[_input_of(name, self.squares)].astype(np.float64)
+        if not name.endswith(".wo"):
+            return search_int8(w, squares)
+        place, q = _places(self.spec, w.shape[1]), np.zeros(w.shape, np.int8)
+        q[:, place], scales = search_int8(w[:, place], squares)
+        return q, scales
+
+
+@dataclass(frozen=True)
 class Compensated:
     """Lets each weight's error be made up for by weights that come after it, as the inputs go together.
 
@@ -96,19 +133,31 @@ class Compensated:
 
     def _of(self, name: str, k: int) -> NDArray[np.float64]:
         """Return the moments of the k inputs of a matrix of the memory image."""
-        stem, _, last = name.rpartition(".")
-        # Queries, keys and values have the same input, whichever of them a matrix holds.
-        found = self.moments[name if name in self.moments else f"{stem}.wq"].astype(np.float64)
-        if last != "wo":
+        found = self.moments[_input_of(name, self.moments)].astype(np.float64)
+        if not name.endswith(".wo"):
             return found
         place, out = _places(self.spec, k), np.zeros((k, k))
         out[np.ix_(place, place)] = found
         return out
 
 
+def _input_of(name: str, known: Mapping[str, Floats]) -> str:
+    """Return by which name the inputs of a matrix of the memory image are known.
+
+    Queries, keys and values have the same input, whichever of them a matrix holds.
+    """
+    return name if name in known else f"{name.rpartition('.')[0]}.wq"
+
+
 def _places(spec: ModelSpec, k: int) -> NDArray[np.int64]:
     """Return where the channels of all heads lie among k inputs, where padding follows each head."""
     return np.asarray((np.arange(spec.heads)[:, None] * (k // spec.heads) + np.arange(spec.head_dim)).reshape(-1))
+
+
+def looks_at_texts(name: str, checkpoint: Checkpoint) -> bool:
+    """Whether a quantiser, by name, is made from texts: `search` is for a model that needs some anyway."""
+    known = checkpoint.spec.first_rows and checkpoint.stored is None
+    return name == "compensate" or (name == "search" and known)
 
 
 def make(
@@ -120,11 +169,11 @@ def make(
     Parameters
     ----------
     name : {"round", "search", "compensate"}
-        Which. `round` and `search` differ for int4 only.
+        Which. `round` and `search` differ for int4, and for int8 where the first rows of texts are known.
     checkpoint : Checkpoint
         The model.
     texts : callable
-        Returns the token ids of some texts; only `compensate` asks for them.
+        Returns the token ids of some texts; see `looks_at_texts`.
     progress : callable, optional
         Called with (done, total) while the model is run on the texts.
 
@@ -137,6 +186,9 @@ def make(
         raise InputError(f"quantiser must be one of {', '.join(QUANTISERS)}, not {name!r}")
     if name == "compensate":
         return Compensated(checkpoint.spec, observe(checkpoint, texts(), progress))
+    if looks_at_texts(name, checkpoint):
+        moments = observe(checkpoint, texts(), progress)
+        return Weighed(spec=checkpoint.spec, squares={name: np.diag(each).copy() for name, each in moments.items()})
     return Plain(int4.round_to_int4 if name == "round" else int4.search)
 
 
@@ -146,12 +198,15 @@ def observe(
     """Run a model in floating point and return, for each matrix, the sum over rows of x^T x of its inputs.
 
     Each is float32 (inputs, inputs), by the matrix's canonical name; of queries, keys and values, which have the same
-    input, only that of the queries.
+    input, only that of the queries. What a known row is taken off has it off (`tilewright.first_rows`).
     """
     sums: dict[str, _Sum] = {}
 
     def see(name: str, rows: Floats) -> None:
         if not name.endswith((".wk", ".wv")):
+            known = known_row(checkpoint, name)
+            if known is not None:
+                rows = np.concatenate([rows[:1] - known, rows[1:]])
             sums.setdefault(name, _Sum()).add(rows)
 
     reference = Reference(checkpoint, observe=see)

@@ -233,7 +233,10 @@ class Engine:
         for sequence, token in tokens.items():
             self._check([token], sequence)
         results: dict[int, Floats] = {}
-        for together in self._together(list(tokens)):
+        alone = [s for s in tokens if self._differs(self.positions[s])]
+        for s in alone:
+            results[s] = self.feed([tokens[s]], sequence=s)
+        for together in self._together([s for s in tokens if s not in alone]):
             rows = [(s, self.positions[s], int(tokens[s])) for s in together]
             keys = max(position for _, position, _ in rows) + 1
             self._run(self.compiler.decode_arguments(rows), self._decoder(len(rows), "all", keys), len(rows), keys)
@@ -263,12 +266,16 @@ class Engine:
 
     def _run_block(self, tokens: Sequence[int], logits: str, sequence: int) -> None:
         first, m = self.positions[sequence], len(tokens)
-        if m == 1 and logits in ("last", "token"):
+        if m == 1 and logits in ("last", "token") and not self._differs(first):
             arguments = self.compiler.decode_arguments([(sequence, first, tokens[0])])
             program = self._decoder(1, "all" if logits == "last" else "token", first + 1)
         else:
             arguments, program = self.compiler.arguments(first, tokens, sequence), self._prefill(first, m, logits)
         self._run(arguments, program, m, first + m)
+
+    def _differs(self, position: int) -> bool:
+        """Whether the row of a position is not as all others are, for which a decode program is made."""
+        return position == 0 and self.spec.first_rows
 
     def _run(self, arguments: NDArray[np.uint32], program: bytes, m: int, keys: int) -> None:
         self.device.write_memory(self.image.arguments.start, arguments.view(np.uint8))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -209,10 +211,11 @@ def test_blocks_of_a_sentence_encoder_keep_the_array_busy_while_a_tile_comes() -
 
 
 @pytest.mark.slow
-def test_a_sentence_encoder_uses_the_array() -> None:
+@pytest.mark.parametrize("first_rows", [False, True])
+def test_a_sentence_encoder_uses_the_array(first_rows: bool) -> None:
     """128 tokens of all-MiniLM-L6-v2's shape by the cycle model, which equals the gateware: no weights are needed."""
     config = AcceleratorConfig.resolve("default")
-    image = ModelImage(MINILM, config)
+    image = ModelImage(replace(MINILM, first_rows=first_rows), config)
     compiler = EncoderCompiler(image)
     parts = [(image.program, compiler.encode(128)), (image.arguments, compiler.arguments([5] * 128).tobytes())]
 

@@ -9,7 +9,7 @@ from tilewright.api import check_fits, read_model, settle
 from tilewright.calibration import check_quantiser
 from tilewright.cli.options import Commands, add_model, command, configuration, examples, formats
 from tilewright.cli.progress import Progress
-from tilewright.cli.session import note_loss, prepare_quantiser
+from tilewright.cli.session import calibrate, note_loss
 from tilewright.compiled import save
 from tilewright_hw.arch import InputError
 
@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Compile, and print the file's path."""
     config, wanted = configuration(arguments), formats(arguments)
-    check_quantiser(arguments.quantiser, arguments.calibration)
+    check_quantiser(arguments.quantiser, arguments.calibration, arguments.first_row)
     output = Path(arguments.output)
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise InputError(f"{output} must be a file in a folder that exists")
@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         checkpoint, tokenizer = read_model(arguments.model, arguments.tokenizer, arguments.context)
         config, wanted = settle(checkpoint, config, wanted)
         check_fits(checkpoint.spec, config, None, wanted)
-    quantiser = prepare_quantiser(arguments, checkpoint, tokenizer, progress)
+    checkpoint, quantiser = calibrate(arguments, checkpoint, tokenizer, progress)
     with progress.stage(f"model {checkpoint.name} compiled for {config.name}") as stage:
         size = save(output, checkpoint, tokenizer, config, wanted, stage.update, quantiser)
     note_loss(quantiser, progress)

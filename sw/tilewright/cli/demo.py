@@ -57,6 +57,7 @@ def add(commands: Commands) -> None:
         kv=None,
         quantiser=DEFAULT_QUANTISER,
         calibration=None,
+        first_row=None,
         context=None,
         tokenizer=None,
         check=True,

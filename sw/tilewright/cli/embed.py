@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from tilewright.api import Check, Model, read_model
+from tilewright.calibration import FIRST_ROWS
 from tilewright.cli.options import Commands, add_device, add_formats, add_output, command, examples
 from tilewright.cli.progress import Progress
 from tilewright.cli.session import Setup, check_line, open_model
@@ -89,6 +90,7 @@ def _report(model: Model, ids: list[tuple[list[int], bool]], vectors: Floats, ch
         "weights": model.formats.weights,
         "activations": model.formats.activations,
         "overrides": dict(model.formats.overrides),
+        "first_row": FIRST_ROWS[model.spec.first_rows],
         "poolings": list(model.recipe.poolings),
         "normalised": model.recipe.normalise,
         "dim": vectors.shape[1],

@@ -7,10 +7,10 @@ import json
 from typing import Any
 
 from tilewright.api import Model, check_fits, read_model
-from tilewright.calibration import check_quantiser, read_text
+from tilewright.calibration import FIRST_ROWS, check_quantiser, read_text
 from tilewright.cli.options import Commands, add_config, add_model, add_output, command, examples, formats
 from tilewright.cli.progress import Progress
-from tilewright.cli.session import note_loss, prepare_quantiser
+from tilewright.cli.session import calibrate, note_loss
 from tilewright.cli.table import pairs
 from tilewright.devices import open_device
 from tilewright.evaluate import Quality, evaluate, select, windows
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.skip < 0:
         raise InputError(f"skip must be 0 or more, not {arguments.skip}")
     wanted = formats(arguments) or DEFAULT
-    check_quantiser(arguments.quantiser, arguments.calibration)
+    check_quantiser(arguments.quantiser, arguments.calibration, arguments.first_row)
     text = read_text(arguments.text)
     checkpoint, tokenizer = read_model(arguments.model, arguments.tokenizer, arguments.context)
     if checkpoint.stored is not None:
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     parts = select(windows(tokenizer, text, window), arguments.skip, arguments.tokens)
     check_fits(checkpoint.spec, config, None, wanted)
     progress = Progress(arguments.quiet)
-    quantiser = prepare_quantiser(arguments, checkpoint, tokenizer, progress)
+    checkpoint, quantiser = calibrate(arguments, checkpoint, tokenizer, progress)
     with progress.stage(f"model {checkpoint.name} quantised and loaded") as stage:
         device = open_device("golden", config)
         engine = Engine(checkpoint, device, progress=stage.update, formats=wanted, quantiser=quantiser)
@@ -93,7 +93,7 @@ def _vectors(
     texts = [line for line in text.splitlines() if line.strip()]
     check_fits(checkpoint.spec, config, None, wanted)
     progress = Progress(arguments.quiet)
-    quantiser = prepare_quantiser(arguments, checkpoint, tokenizer, progress)
+    checkpoint, quantiser = calibrate(arguments, checkpoint, tokenizer, progress)
     with progress.stage(f"model {checkpoint.name} quantised and loaded") as stage:
         device = open_device("golden", config)
         model = Model(checkpoint, tokenizer, device, progress=stage.update, formats=wanted, quantiser=quantiser)
@@ -113,6 +113,7 @@ def _head(arguments: argparse.Namespace, wanted: Formats, checkpoint: Checkpoint
         "schema_version": 1, "model": checkpoint.name, "text": arguments.text, "weights": wanted.weights,
         "activations": wanted.activations, "kv": wanted.kv, "overrides": dict(wanted.overrides),
         "quantiser": arguments.quantiser, "calibration": arguments.calibration,
+        "first_row": FIRST_ROWS[checkpoint.spec.first_rows],
     }  # fmt: skip
 
 

@@ -105,11 +105,19 @@ def add_formats(parser: argparse.ArgumentParser) -> None:
         "--quantiser",
         default=DEFAULT_QUANTISER,
         metavar="NAME",
-        help="how weights are quantised: round, search (over the scales of int4), or compensate (errors, as the texts "
+        help="how weights are quantised: round, search (over the scales), or compensate (errors, as the texts "
         "of --calibration have it) (default: %(default)s)",
     )
     parser.add_argument(
-        "--calibration", metavar="FILE", help="compensate: a few texts, UTF-8 (default: some tales that come along)"
+        "--first-row",
+        metavar="HOW",
+        help="how the first row of a text is quantised: plain, or known: as its distance from what it is in the texts "
+        "of --calibration (default: known for encoders, plain for others, or as MODEL was compiled)",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="compensate, known: a few texts, UTF-8 (default: some tales that come along)",
     )
     parser.add_argument("--tokenizer", metavar="FILE", help="instead of the one that comes with the model")
 

@@ -17,13 +17,13 @@ from tilewright.api import (
     read_model,
     settle,
 )
-from tilewright.calibration import check_quantiser, quantiser_for
+from tilewright.calibration import check_quantiser, first_rows_for, knows_first_rows, quantiser_for
 from tilewright.cli.options import configuration, formats, memory_model, open_checked, sampling_options
 from tilewright.cli.progress import Progress
 from tilewright.devices import device_kind
 from tilewright.formats import Formats
 from tilewright.model import Checkpoint
-from tilewright.quantisers import Quantiser
+from tilewright.quantisers import Quantiser, looks_at_texts
 from tilewright.requantise import Measured
 from tilewright.request import Options, check_request
 from tilewright.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ class Setup:
         """Check the options; InputError says which is wrong."""
         config = configuration(arguments)
         device_kind(arguments.device)
-        check_quantiser(arguments.quantiser, arguments.calibration)
+        check_quantiser(arguments.quantiser, arguments.calibration, arguments.first_row)
         return Setup(config, memory_model(arguments.memory), formats(arguments))
 
 
@@ -88,7 +88,7 @@ def open_model(
     """Check that a model fits, open the device, and load it there."""
     config, found = settle(checkpoint, setup.config, setup.formats)
     check_fits(checkpoint.spec, config, None, found)
-    quantiser = prepare_quantiser(arguments, checkpoint, tokenizer, progress)
+    checkpoint, quantiser = calibrate(arguments, checkpoint, tokenizer, progress)
     with progress.stage(f"{arguments.device} device ({config.name}) opened") as stage:
         device = open_checked(arguments.device, config, setup.memory, stage.say, log_units)
     try:
@@ -105,15 +105,21 @@ def open_model(
         raise
 
 
-def prepare_quantiser(
+def calibrate(
     arguments: argparse.Namespace, checkpoint: Checkpoint, tokenizer: Tokenizer, progress: Progress
-) -> Quantiser:
-    """Return the quantiser that the options name; one that looks at texts runs the model on them."""
-    name, calibration = arguments.quantiser, arguments.calibration
-    if calibration is None and name != "compensate":
-        return quantiser_for(name, checkpoint, tokenizer)
+) -> tuple[Checkpoint, Quantiser]:
+    """Return the model, its first rows known if the options say so, and their quantiser.
+
+    What looks at texts runs the model on them.
+    """
+    name, calibration, how = arguments.quantiser, arguments.calibration, arguments.first_row
+    if knows_first_rows(checkpoint, tokenizer, how):
+        with progress.stage("first rows read by the model in float32") as stage:
+            checkpoint = first_rows_for(checkpoint, tokenizer, how, calibration, stage.update)
+    if not looks_at_texts(name, checkpoint):
+        return checkpoint, quantiser_for(name, checkpoint, tokenizer)
     with progress.stage("calibration texts read by the model in float32") as stage:
-        return quantiser_for(name, checkpoint, tokenizer, calibration, stage.update)
+        return checkpoint, quantiser_for(name, checkpoint, tokenizer, calibration, stage.update)
 
 
 def note_loss(quantiser: Quantiser, progress: Progress) -> None:

@@ -87,7 +87,7 @@ class AttentionBlock(NormBlock):
     def attention(self, layer: int) -> Iterator[None]:
         """Add a layer's attention to the residual stream, phase by phase."""
         if not self.spec.norm_after:
-            self.normalise(f"layers.{layer}.attn_norm")
+            self.normalise(f"layers.{layer}.attn_norm", first=f"layers.{layer}.qkv_first")
         yield
         self._project(f"layers.{layer}.qkv", 0)
         yield
@@ -151,7 +151,7 @@ class AttentionBlock(NormBlock):
         yield
         self.add_product(wo, plan.act_o, "so", "x += attention")
         if spec.norm_after:
-            self.normalise_x(f"layers.{layer}.attn_norm")
+            self.normalise_x(f"layers.{layer}.attn_norm", first=f"layers.{layer}.up_first")
 
     def _clear_padding(self) -> None:
         """Write zeros to the words between the heads' outputs: four-bit weights leave some."""
@@ -184,11 +184,10 @@ class AttentionBlock(NormBlock):
         part = rows.part(offset, rows.size - offset)
         for first, tiles in self.chunks(matrix):
             scales = self.scales(matrix, first, tiles)
-            bias = self.bias(matrix, first, tiles)
             acc = self.product(matrix, self.plan.act_x, first, tiles)
-            self.dequantise(
-                acc, first, tiles, matrix.shape.n, scales, "sx", part, self._qkv_width, comment="queries, keys, values",
-                **bias,
+            self.dequantise_biased(
+                matrix, acc, first, tiles, matrix.shape.n, scales, "sx", part, self._qkv_width,
+                comment="queries, keys, values",
             )  # fmt: skip
 
     def _rows(self, head: int, heads: int) -> Operands:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,7 +91,7 @@ class Block:
         return [(first, min(step, dim - first)) for first in range(0, dim, step)]
 
     def vector_of(self, memory: Region, first: int, count: int, comment: str) -> Region:
-        """Load a part of a vector of `dim` parameters; returns where it is until the next but one comes."""
+        """Load a part of a vector of parameters; returns where it is until the next but one comes."""
         slot = self.plan.norms[self.norm_slot]
         self.norm_slot ^= 1
         part = memory.part(4 * first, min(round_up(4 * count, self.config.bus_bytes), memory.size - 4 * first))
@@ -172,30 +173,69 @@ class Block:
         )  # fmt: skip
         return used
 
-    def bias(self, matrix: Matrix, first: int, tiles: int) -> Operands:
+    @property
+    def begins_text(self) -> bool:
+        """Whether the block's first row is the first of a text, and known rows are taken off those."""
+        return self.spec.first_rows and self.at.first == 0
+
+    def bias(self, memory: Region | None, first: int, tiles: int) -> Operands:
         """Load the biases of some tiles into the row buffer; returns the operands that add them."""
-        if matrix.bias is None:
+        if memory is None:
             return {}
         slot = self.plan.biases[self.bias_slot]
         self.bias_slot ^= 1
         cols = self.config.cols
         used = slot.part(0, run_words(tiles * cols, 4, self.config))
-        part = Region("mem", matrix.bias.start + 4 * cols * first, 4 * cols * tiles)
+        part = Region("mem", memory.start + 4 * cols * first, 4 * cols * tiles)
         self.load(part, Value(0), part.size, used, 1, 0, 0, LoadFormat.FP32, "biases")
         return {"reads": [used], "add": Add.ROW, "row": used.start, "row_m": 0}
 
     def add_bias(self, matrix: Matrix) -> None:
         """X += the bias of a matrix whose product is to be added to x: that addition has no room for it."""
-        if matrix.bias is None:
+        first = matrix.first if self.begins_text else None
+        if first is not None:
+            self._add_vector(first, 0, 1, "first row += what it lacks")
+        if matrix.bias is not None:
+            done = int(first is not None)
+            self._add_vector(matrix.bias, done, self.m - done, "x += bias")
+
+    def _add_vector(self, memory: Region, row: int, rows: int, comment: str) -> None:
+        """Add a vector of `dim` elements to some rows of x."""
+        if not rows:
             return
-        x = self.plan.x
-        bias = Region("mem", matrix.bias.start, self.image.dim_row)
+        x, vector = self.plan.x, Region("mem", memory.start, self.image.dim_row)
+        of_rows: Operands = {"m": rows}
         for first, count in self.vector_parts():
-            slot = self.vector_of(bias, first, count, "biases")
+            slot = self.vector_of(vector, first, count, "biases")
+            source, result = self.columns(x, first, count), self.to_columns(x, first)
+            source["src"] += row * self.w_dim
+            result["dst"] += row * self.w_dim
             self.vector(
-                [x, slot], [x], comment="x += bias", **self.columns(x, first, count), add=Add.PARAM, par=slot.start,
-                **self.to_columns(x, first),
+                [x, slot], [x], comment=comment, **source | of_rows, add=Add.PARAM, par=slot.start, **result
             )  # fmt: skip
+
+    def subtract_first(self, rows: Region, n: int, name: str, stat: str) -> None:
+        """Take a known row off a text's first one, which is the first of these rows of n elements, and scale it anew.
+
+        Does nothing if this is another block, or the model has no such row.
+        """
+        known = self.image.firsts.get(name)
+        if known is None or not self.begins_text:
+            return
+        lanes = self.config.lanes
+        unit = math.lcm(lanes, self.config.bus_bytes // 4)
+        step = min(n, self.plan.norms[0].size * lanes // unit * unit)
+        row: Operands = {"m": 1, "source": Source.ROW}
+        scale: Operands = {"red": stat, "reduce": Reduce.QSCALE}
+        for first in range(0, n, step):
+            count, start = min(step, n - first), rows.start + first // lanes
+            slot = self.vector_of(known, first, count, "the first row as it is known")
+            self.vector(
+                [rows, slot], [rows], comment="first row -= known row", n=count, **row, src=start, add=Add.PARAM,
+                par=slot.start, dest=Dest.ROW, dst=start, **when(step == n, **scale),
+            )  # fmt: skip
+        if step < n:
+            self.vector([rows], [], comment="scale of the first row", n=n, **row, src=rows.start, **scale)
 
     def chunks(self, matrix: Matrix, limit: int | None = None) -> list[tuple[int, int]]:
         """Cut a matrix's output tiles into passes of about one size, of `limit` at most: (first tile, tiles)."""
@@ -207,20 +247,44 @@ class Block:
 
     def dequantise(
         self, acc: Region, first: int, tiles: int, n: int, scales: Region, stat: str, dst: Region, width: int,
-        *, comment: str, reads: Sequence[Region] = (), red: str | None = None, **operands: Any,
+        *, comment: str, reads: Sequence[Region] = (), red: str | None = None, at_row: int = 0,
+        rows: int | None = None, **operands: Any,
     ) -> None:  # fmt: skip
-        """Accumulators -> floats in rows of `width` words at columns from tile `first` on."""
+        """Accumulators -> floats in rows of `width` words at columns from tile `first` on.
+
+        Of `rows` rows (None: all) from row `at_row` on; what `operands` say is of all rows alike.
+        """
         cols, lanes = self.config.cols, self.config.lanes
         offset = first * cols // lanes
         self.vector(
-            [acc, scales, *reads], [dst], stat=stat, red=red, comment=comment,
+            [acc, scales, *reads], [dst], stat=stat, stat_offset=at_row, red=red, red_offset=at_row, comment=comment,
             **{
-                "n": min(tiles * cols, n - first * cols), "m": self.m, "source": Source.ACC,
-                "bank": int(acc.space[-1]), "src": acc.start, "src_m": self.parts, "src_n": self.m * self.parts,
-                "wide": self.parts - 1, "scale": Scale.STAT_B, "param": 1,
-                "par": scales.start, "dest": Dest.ROW, "dst": dst.start + offset, "dst_m": width,
+                "n": min(tiles * cols, n - first * cols), "m": self.m if rows is None else rows, "source": Source.ACC,
+                "bank": int(acc.space[-1]), "src": acc.start + at_row * self.parts, "src_m": self.parts,
+                "src_n": self.m * self.parts, "wide": self.parts - 1, "scale": Scale.STAT_B, "param": 1,
+                "par": scales.start, "dest": Dest.ROW, "dst": dst.start + offset + at_row * width, "dst_m": width,
             } | operands,
         )  # fmt: skip
+
+    def dequantise_biased(
+        self, matrix: Matrix, acc: Region, first: int, tiles: int, n: int, scales: Region, stat: str, dst: Region,
+        width: int, *, reads: Sequence[Region] = (), **operands: Any,
+    ) -> None:  # fmt: skip
+        """As `dequantise`, with the matrix's biases; a text's first row has one of its own."""
+        bias = self.bias(matrix.bias, first, tiles)
+        done = 0
+        if matrix.first is not None and self.begins_text:
+            of_first = self.bias(matrix.first, first, tiles)
+            done = 1
+            self.dequantise(
+                acc, first, tiles, n, scales, stat, dst, width, rows=done,
+                reads=[*reads, *of_first.pop("reads")], **of_first, **operands,
+            )  # fmt: skip
+        if done < self.m:
+            self.dequantise(
+                acc, first, tiles, n, scales, stat, dst, width, at_row=done, rows=self.m - done,
+                reads=[*reads, *bias.pop("reads", ())], **bias, **operands,
+            )  # fmt: skip
 
     def add_product(self, matrix: Matrix, act: Region, stat: str, comment: str) -> None:
         """X += act @ matrix; records x's absolute maximum."""

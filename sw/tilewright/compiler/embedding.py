@@ -25,9 +25,9 @@ class EmbeddingBlock(NormBlock):
         else:
             self._scale_and_add(0, self.m, {})
         if self.spec.embedding_norm:
-            self.normalise_x("embedding_norm")
+            self.normalise_x("embedding_norm", first="layers.0.qkv_first" if self.spec.norm_after else "")
         elif self.spec.norm_after:
-            self.quantise_x()
+            self.quantise_x(first="layers.0.qkv_first")
 
     def _gather(self) -> None:
         x, region = self.plan.x, self.image.embedding

@@ -68,7 +68,7 @@ class EncoderBlock(TransformerBlock):
     def _next(self, layer: int) -> Iterator[None]:
         """Make the keys and values of a layer."""
         if not self.spec.norm_after:
-            self.normalise(f"layers.{layer}.attn_norm")
+            self.normalise(f"layers.{layer}.attn_norm", first=f"layers.{layer}.qkv_first")
         yield
         yield from self.keys_values(layer)
         if not self.resident:
@@ -93,7 +93,7 @@ class EncoderBlock(TransformerBlock):
             self.quantise_x()
         else:
             self.absmax()
-            self.normalise(f"layers.{layer}.attn_norm")
+            self.normalise(f"layers.{layer}.attn_norm", first=f"layers.{layer}.qkv_first")
 
     @property
     def _memory(self) -> Region:

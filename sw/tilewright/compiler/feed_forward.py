@@ -34,7 +34,7 @@ class FeedForwardBlock(NormBlock):
         """Add a layer's feed-forward network to the residual stream, phase by phase."""
         plan, spec, matrices = self.plan, self.spec, self.image.matrices
         if not spec.norm_after:
-            self.normalise(f"layers.{layer}.ffn_norm")
+            self.normalise(f"layers.{layer}.ffn_norm", first=f"layers.{layer}.up_first")
         yield
         self.e.part = f"layers.{layer}.w_up"
         down = matrices[f"layers.{layer}.w_down"]
@@ -51,13 +51,14 @@ class FeedForwardBlock(NormBlock):
                 self._pass(up, first, tiles, spec.activation, **self._activation(), **scale)
         if not fused:
             self.row_scale(plan.hidden, spec.ffn, "sh")
+        self.subtract_first(plan.hidden, spec.ffn, f"layers.{layer}.down_first", "sh")
         yield
         self.e.part = f"layers.{layer}.w_down"
         self.quantise(plan.hidden, spec.ffn, plan.act_h, "sh")
         yield
         self.add_product(down, plan.act_h, "sh", "x += feed-forward")
         if spec.norm_after:
-            self.normalise_x(f"layers.{layer}.ffn_norm")
+            self.normalise_x(f"layers.{layer}.ffn_norm", first=f"layers.{layer + 1}.qkv_first")
 
     @property
     def _hidden_width(self) -> int:
@@ -66,12 +67,10 @@ class FeedForwardBlock(NormBlock):
     def _pass(self, matrix: Matrix, first: int, tiles: int, comment: str, **operands: Any) -> None:
         """Multiply by some tiles of a matrix, into the hidden rows."""
         scales = self.scales(matrix, first, tiles)
-        bias = self.bias(matrix, first, tiles)
         acc = self.product(matrix, self.plan.act_x, first, tiles)
-        reads = [*operands.pop("reads", ()), *bias.pop("reads", ())]
-        self.dequantise(
-            acc, first, tiles, self.spec.ffn, scales, "sx", self.plan.hidden, self._hidden_width, comment=comment,
-            reads=reads, **bias, **operands,
+        self.dequantise_biased(
+            matrix, acc, first, tiles, self.spec.ffn, scales, "sx", self.plan.hidden, self._hidden_width,
+            comment=comment, **operands,
         )  # fmt: skip
 
     def _activation(self) -> Operands:

@@ -36,13 +36,15 @@ Write = Callable[[int, NDArray[np.uint8]], None]
 class Matrix:
     """A quantised matrix in memory: tiles, and an F24 scale and perhaps bias per output channel.
 
-    Scales and biases are float32, whole tiles of columns.
+    Scales and biases are float32, whole tiles of columns. `first` is what the first row of a text has instead of the
+    bias, where its inputs are distances from a known row: the bias, and the product with that row.
     """
 
     shape: TiledMatrix
     tiles: Region
     scales: Region
     bias: Region | None = None
+    first: Region | None = None
 
 
 class ModelImage:
@@ -92,6 +94,11 @@ class ModelImage:
             if name.endswith(("norm", "norm_bias")) and not name.endswith((".q_norm", ".k_norm"))
         }
         self.head_norms = [add(f"layers.{i}.head_norms", 2 * self.rope_row) for i in range(spec.layers * spec.qk_norm)]
+        self.firsts = {
+            name: add(name, round_up(4 * shape[0], bus))
+            for name, shape in spec.tensor_shapes().items()
+            if name.endswith("_first")
+        }
         self.matrices: dict[str, Matrix] = {}
         for name, n, k, bias in matrix_shapes(spec, self.head):
             self._matrix(name, n, k, bias)
@@ -111,7 +118,26 @@ class ModelImage:
         columns = round_up(4 * shape.n_tiles * self.config.cols, self.config.bus_bytes)
         scales = self.map.add(name + ".scales", columns)
         tiles = self.map.add(name, shape.bytes)
-        self.matrices[name] = Matrix(shape, tiles, scales, self.map.add(name + ".bias", columns) if bias else None)
+        first = self._first_of(name) is not None or self._held_by(name) is not None
+        self.matrices[name] = Matrix(
+            shape, tiles, scales, self.map.add(name + ".bias", columns) if bias else None,
+            self.map.add(name + ".first", columns) if first else None,
+        )  # fmt: skip
+
+    def _first_of(self, name: str) -> str | None:
+        """Return which known row is taken off the first of a matrix's input rows, if any."""
+        stem, _, last = name.rpartition(".")
+        first = f"{stem}.{'qkv' if last in PROJECTIONS else last.removeprefix('w_')}_first"
+        return first if first in self.firsts else None
+
+    def _held_by(self, name: str) -> str | None:
+        """Return which known row the residual stream lacks, where a matrix's product is added to it.
+
+        Norms that follow the additions make rows that are both quantised and added to: these lie in memory once.
+        """
+        stem, _, last = name.rpartition(".")
+        first = {"wo": f"{stem}.qkv_first", "w_down": f"{stem}.up_first"}.get(last)
+        return first if self.spec.norm_after and first in self.firsts else None
 
     def _place_cache(self) -> None:
         """Place the KV cache.
@@ -189,6 +215,8 @@ class ModelImage:
             steps.append(lambda w, n=name, r=region: w(r.start, as_bytes(f24(ckpt.tensor(n)))))  # type: ignore[misc]
         for i, region in enumerate(self.head_norms):
             steps.append(lambda w, i=i, r=region: self._rows(w, r, f24(self._head_norms(ckpt, i)), self.rope_row))  # type: ignore[misc]
+        for name, region in self.firsts.items():
+            steps.append(lambda w, n=name, r=region: w(r.start, as_bytes(-f24(ckpt.tensor(n)))))  # type: ignore[misc]
         for name in self.matrices:
             steps.append(lambda w, n=name: self._write_matrix(w, ckpt, n, quantiser))  # type: ignore[misc]
         return steps
@@ -230,6 +258,8 @@ class ModelImage:
         write(matrix.scales.start, as_bytes(self._columns(matrix, np.concatenate(scales) * factors)))
         if matrix.bias is not None:
             write(matrix.bias.start, as_bytes(self._columns(matrix, self._bias(ckpt, name) * factors)))
+        if matrix.first is not None:
+            write(matrix.first.start, as_bytes(self._columns(matrix, self._first(ckpt, name) * factors)))
 
     def _columns(self, matrix: Matrix, values: Floats) -> Floats:
         """Return one F24 per column of the matrix's tiles."""
@@ -268,6 +298,18 @@ class ModelImage:
             return ckpt.tensor(f"{stem}.{'bo' if last == 'wo' else 'b' + last[1:]}")
         biases = [ckpt.tensor(f"{stem}.b{p}")[:, None] for p in PROJECTIONS[last]]
         return np.concatenate([self._pad_heads(b)[:, 0] for b in biases])
+
+    def _first(self, ckpt: Checkpoint, name: str) -> Floats:
+        """Return what a text's first row has instead of the bias: all that it lacks, computed in float64."""
+        matrix, taken, held = self.matrices[name], self._first_of(name), self._held_by(name)
+        total = np.zeros(matrix.shape.n) if matrix.bias is None else self._bias(ckpt, name).astype(np.float64)
+        if taken is not None:
+            row = f24(ckpt.tensor(taken)).astype(np.float64)
+            # Row by row: how the rows are cut depends on the configuration, and the bits must not.
+            total += np.concatenate([np.sum(weights * row, axis=1) for weights in self._weights(ckpt, name, False)])
+        if held is not None:
+            total += f24(ckpt.tensor(held))
+        return total.astype(np.float32)
 
     def _pad_heads(self, weights: Floats) -> Floats:
         """Pad each head's channels (first axis) to what a head takes in the row buffer."""

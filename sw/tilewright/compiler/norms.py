@@ -11,21 +11,29 @@ from tilewright_hw.arch.isa import Add, Mul, Reduce, Scale
 class NormBlock(Block):
     """A block that normalises its residual stream."""
 
-    def normalise(self, name: str, quantise: bool = True) -> None:
-        """X -> norm -> quantised rows in act_x, scales in `sx`; x stays."""
+    def normalise(self, name: str, quantise: bool = True, first: str = "") -> None:
+        """X -> norm -> quantised rows in act_x, scales in `sx`; x stays.
+
+        `first` names what is taken off a text's first row, here and below; see `subtract_first`.
+        """
         self._norm(name, self.plan.normed)
         if quantise:
-            self.quantise(self.plan.normed, self.spec.dim, self.plan.act_x, "sx")
+            self._quantise_dim(self.plan.normed, first)
 
-    def normalise_x(self, name: str) -> None:
-        """X = norm(x), and quantised rows in act_x, scales in `sx`."""
+    def normalise_x(self, name: str, first: str = "") -> None:
+        """X = norm(x), less `first`, and quantised rows in act_x, scales in `sx`."""
         self._norm(name, self.plan.x)
-        self.quantise(self.plan.x, self.spec.dim, self.plan.act_x, "sx")
+        self._quantise_dim(self.plan.x, first)
 
-    def quantise_x(self) -> None:
-        """X -> quantised rows in act_x, scales in `sx`: no norm."""
+    def quantise_x(self, first: str = "") -> None:
+        """X less `first` -> quantised rows in act_x, scales in `sx`: no norm."""
         self.row_scale(self.plan.x, self.spec.dim, "sx")
-        self.quantise(self.plan.x, self.spec.dim, self.plan.act_x, "sx")
+        self._quantise_dim(self.plan.x, first)
+
+    def _quantise_dim(self, rows: Region, first: str) -> None:
+        """Rows whose scales are known, less `first` -> quantised rows in act_x."""
+        self.subtract_first(rows, self.spec.dim, first, "sx")
+        self.quantise(rows, self.spec.dim, self.plan.act_x, "sx")
 
     def _norm(self, name: str, into: Region) -> None:
         """Rows of x, whose absolute maxima are known -> normalised rows, and their scales in `sx`."""

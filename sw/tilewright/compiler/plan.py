@@ -339,7 +339,7 @@ def _place(
     share = max(config.acc_rows // sharing // (m * parts), tile_step(config))
     chunk = min(share, config.acc_rows // (m * parts), (param.size - param.top) // (2 * tile_words))
     chunk = min(chunk, round_up(widest, tile_step(config)))
-    has_bias = spec.qkv_bias or spec.ffn_bias
+    has_bias = spec.qkv_bias or spec.ffn_bias or spec.first_rows
     # Attention's scores and output are dead where biases are added.
     late = Space("row", row.size, max(qkv.end, hidden.end))
     if has_bias:
