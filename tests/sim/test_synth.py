@@ -12,8 +12,9 @@ from tilewright_sim.synth import TARGETS, Resources, SynthesisError, place, synt
 from tilewright_sim.synth import yosys as tools
 from tilewright_sim.synth.cost import Synthesized, by_block, read_cells
 from tilewright_sim.synth.design import Design, find_block, prepare
+from tilewright_sim.synth.floorplan import floorplan
 from tilewright_sim.synth.multipliers import TECHMAP, in_tables, map_multipliers
-from tilewright_sim.synth.place import RoutingWatch, critical_path, signal_name
+from tilewright_sim.synth.place import RoutingWatch, critical_path, fix_sites, signal_name
 from tilewright_sim.synth.targets import resources
 from tilewright_sim.toolchain import ToolchainError
 
@@ -129,6 +130,47 @@ def test_the_critical_path_is_told_in_the_signals_of_the_source():
     first, second = critical_path(report, "clk")
     assert (first.signal, first.logic, first.routing, first.cells) == ("a.x", 0.5, 1.5, 1)
     assert (second.signal, second.logic, second.routing, second.cells) == ("b.y", 0.75, 1.0, 3)
+
+
+def netlist_of_array(rows, columns, memories=()):
+    """A netlist with the multipliers of an array and block RAMs."""
+    cells, nets = {}, {}
+    for index in range(rows * columns):
+        row, column = divmod(index, columns)
+        nets[f"dut.matrix.array.cell_{row}_{column}.weight"] = {"bits": list(range(8 * index + 2, 8 * index + 10))}
+        pins = {"A17": ["0"], "B17": [8 * index + 9]}
+        cells[f"dut.mul_{index}"] = {"type": "MULT18X18D", "connections": pins, "attributes": {}}
+    cells |= {name: {"type": "DP16KD", "connections": {}, "attributes": {}} for name in memories}
+    return {"modules": {"shell": {"attributes": {"top": "0001"}, "cells": cells, "netnames": nets}}}
+
+
+def test_the_floorplan_of_an_array():
+    accumulators = [f"dut.matrix.accumulators.column_{column}.bank_{bank}.0.0" for column in range(13) for bank in "01"]
+    sites = floorplan(netlist_of_array(8, 13, accumulators))
+    assert len(sites) == len(set(sites.values())) == 8 * 13 + 26
+    at = {name: tuple(map(int, re.match(r"X(\d+)/Y(\d+)/", site).groups())) for name, site in sites.items()}
+    for column in range(13):
+        places = [at[f"dut.mul_{13 * row + column}"] for row in range(8)]
+        assert [y for _, y in places] == [10] * 4 + [34] * 4  # half of the column in either row
+        assert max(x for x, _ in places) - min(x for x, _ in places) <= 7
+        banks = [at[name] for name in accumulators[2 * column : 2 * column + 2]]
+        assert all(y == 46 and abs(x - places[0][0]) <= 9 for x, y in banks)
+    firsts = [at[f"dut.mul_{column}"][0] for column in range(13)]
+    assert firsts == sorted(firsts)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(4, 4), (8, 16)], ids=["small", "more than two rows of multipliers"])
+def test_arrays_that_need_or_find_no_floorplan(rows, columns):
+    assert floorplan(netlist_of_array(rows, columns)) == {}
+
+
+def test_sites_are_written_into_the_netlist(tmp_path):
+    netlist = netlist_of_array(8, 13)
+    path = tmp_path / "netlist.json"
+    path.write_text(json.dumps(netlist))
+    fix_sites(path)
+    cells = json.loads(path.read_text())["modules"]["shell"]["cells"]
+    assert {name: cell["attributes"]["BEL"] for name, cell in cells.items()} == floorplan(netlist)
 
 
 @pytest.mark.parametrize("last", [[301] * RoutingWatch.PATIENCE, [701]], ids=["stuck", "diverging"])

@@ -14,17 +14,18 @@ from tilewright_hw.arch.errors import InputError
 from tilewright_sim.cache import get_or_build
 from tilewright_sim.synth.cost import Synthesized
 from tilewright_sim.synth.design import plain_name
+from tilewright_sim.synth.floorplan import floorplan
 from tilewright_sim.synth.targets import TARGETS
 from tilewright_sim.synth.yosys import Progress, SynthesisError, run_tool, tool_version
 
-__all__ = ["TARGET_MHZ", "Placed", "RoutingWatch", "Step", "critical_path", "place", "signal_name"]
+__all__ = ["TARGET_MHZ", "Placed", "RoutingWatch", "Step", "critical_path", "fix_sites", "place", "signal_name"]
 
 TARGET_MHZ = 75
 """What nextpnr is asked for: it spends its effort on the paths that miss it."""
 
-# Measured on `edge`, which takes nearly all multipliers of the device: after the default placer the estimated clock is
-# a quarter lower, and the default router took back about as many wires as it laid.
-_METHOD = ("--placer", "static", "--router", "router2")
+# Measured on `edge`, which takes most multipliers of the device: the default placer's wires are half as long again, and
+# the default router took back about as many wires as it laid.
+_METHOD = ("--placer", "static", "--router", "router2", "--tmg-ripup")
 
 _STEPS = {
     r"^Info: Packing ": "packing",
@@ -162,11 +163,24 @@ def _complaint(output: str, code: int) -> str:
     return f"nextpnr failed: {errors[0] if errors else f'exit code {code}'}"
 
 
+def fix_sites(netlist: Path) -> None:
+    """Write the floorplan, where there is one, into a netlist: an attribute of each cell that has its site."""
+    content = json.loads(netlist.read_text(encoding="utf-8"))
+    sites = floorplan(content)
+    if not sites:
+        return
+    for module in content["modules"].values():
+        for name in sites.keys() & module["cells"].keys():
+            module["cells"][name]["attributes"]["BEL"] = sites[name]
+    netlist.write_text(json.dumps(content), encoding="utf-8")
+
+
 def _run(design: Synthesized, seed: int, out: Path, tell: Progress) -> None:
     with tempfile.TemporaryDirectory(prefix="tilewright-place-") as name:
         folder = Path(name)
         tell("starting nextpnr")
         design.unpack_netlist(folder / "netlist.json")
+        fix_sites(folder / "netlist.json")
         arguments = [*design.target.nextpnr, "--json", "netlist.json", "--report", "report.json"]
         arguments += ["--freq", str(TARGET_MHZ), "--timing-allow-fail", "--lpf-allow-unconstrained"]
         arguments += ["--seed", str(seed), *_METHOD]
@@ -207,7 +221,8 @@ def place(design: Synthesized, *, seed: int = 1, tell: Progress | None = None) -
     if lacking := design.total.lacking(design.target.has):
         raise InputError(f"{design.name} does not fit {design.target.device}: it needs {', '.join(lacking)}")
     say = tell or (lambda text: None)
-    key = ["place 1", Path(__file__).read_text(encoding="utf-8"), design.folder.name, str(seed), version]
+    source = [Path(path).read_text(encoding="utf-8") for path in (__file__, floorplan.__code__.co_filename)]
+    key = ["place 2", *source, design.folder.name, str(seed), version]
     entry = get_or_build(key, lambda folder: _run(design, seed, folder, say), label=f"place-{design.config.name}")
     made = json.loads((entry / "placed.json").read_text())
     return Placed(mhz=made["mhz"], path=tuple(Step(**step) for step in made["path"]), seed=seed)
