@@ -25,7 +25,7 @@ TARGET_MHZ = 75
 
 # Measured on `edge`, which takes most multipliers of the device: the default placer's wires are half as long again, and
 # the default router took back about as many wires as it laid.
-_METHOD = ("--placer", "static", "--router", "router2", "--tmg-ripup")
+_METHOD = ("--placer", "static", "--router", "router2")
 
 _STEPS = {
     r"^Info: Packing ": "packing",
