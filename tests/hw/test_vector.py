@@ -302,7 +302,7 @@ def test_random_eager():
     """The next command is taken with the last write of the one before; nothing of that one is left on the way."""
     config = CONFIGS["8x8x4"]
     bench = Bench(config, SEED)
-    body = [short_vector(bench.rng, config) for _ in range(100)]
+    body = [short_vector(bench.rng, config) for _ in range(50)]
     bench.fill()
     loading = vector(m=200, h=10)  # runs until everything is loaded
     checks = [bench.read_back(RESULTS), *bench.read_stat(range(64))]

@@ -25,9 +25,7 @@ FAST = {
     "stream_fifo": None,
     "accelerator": None,
     "control_registers": None,
-    "matrix_unit": "few_rows|extremes|reset_in_the_middle/cycles=31",
     "memory_reader": "once/share=0.3|full_fifo|error|reset_in_the_middle/cycles=60",
-    "store_unit": "commands/share=0.3|pages|error|reset_in_the_middle/cycles=40",
 }
 """The benches of `make test`, and those of their tests that run there (None: all)."""
 

@@ -124,6 +124,7 @@ def test_sequences_decoded_together_equal_each_alone(shape: str, name: str) -> N
         np.testing.assert_array_equal(results[i], expected, err_msg=f"sequence {i}, seed {seed}")
 
 
+@pytest.mark.slow
 def test_a_program_that_would_be_too_long_takes_fewer_rows() -> None:
     spec = LlamaSpec(**SHAPES["grouped"] | {"layers": 120, "context": 200})
     compiler = LlamaCompiler(ModelImage(spec, CONFIGS["tiny"]))
