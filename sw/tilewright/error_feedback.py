@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from tilewright.formats import GROUP, f24, quantise_int8
+from tilewright.formats import GROUP, f24, quantise_int8, round_int8
 from tilewright.model import Floats
 from tilewright_hw.arch import InputError
 
@@ -56,8 +56,7 @@ def search_int8(w: Floats, squares: Wide) -> tuple[NDArray[np.int8], Floats]:
     weights may be clipped.
     """
     scales = _search_scales(w, squares)
-    safe = np.where(scales > 0, scales, np.float32(1.0))[:, None]
-    return np.clip(np.rint(w / safe), -127, 127).astype(np.int8), scales
+    return round_int8(w, scales).astype(np.int8), scales
 
 
 def _search_scales(w: Floats, squares: Wide) -> Floats:
@@ -66,9 +65,8 @@ def _search_scales(w: Floats, squares: Wide) -> Floats:
     best, least = widest.copy(), np.full(len(w), np.inf)
     for factor in _FACTORS:
         scales = f24(widest * factor)
-        safe = np.where(scales > 0, scales, np.float32(1.0))[:, None]
         # A sum of its own for each row, so that how many there are does not matter, to the last bit.
-        error = np.sum((w - np.clip(np.rint(w / safe), -127, 127) * safe) ** 2 * squares, axis=1)
+        error = np.sum((w - round_int8(w, scales) * scales[:, None]) ** 2 * squares, axis=1)
         better = error < least
         best[better], least[better] = scales[better], error[better]
     return best

@@ -31,11 +31,15 @@ _WORTH = 0.75
 """What must be left at most of a first row's largest element."""
 
 
+def _name(matrix: str) -> str:
+    """Return the name of the known row of a matrix's inputs; no tensor has it where there is none."""
+    stem, _, last = matrix.rpartition(".")
+    return f"{stem}.{_SITES.get(last)}"
+
+
 def known_row(checkpoint: Checkpoint, matrix: str) -> Floats | None:
     """Return what is taken off the first of the rows that meet a matrix, (inputs,); None: nothing is."""
-    stem, _, last = matrix.rpartition(".")
-    name = f"{stem}.{_SITES.get(last)}"
-    spec = checkpoint.spec
+    name, spec = _name(matrix), checkpoint.spec
     return checkpoint.tensor(name) if spec.first_rows and name in spec.tensor_shapes() else None
 
 
@@ -71,9 +75,8 @@ def with_first_rows(
     seen: dict[str, list[Floats]] = {name: [] for name in spec.tensor_shapes() if name.endswith("_first")}
 
     def see(matrix: str, rows: Floats) -> None:
-        stem, _, last = matrix.rpartition(".")
-        name = f"{stem}.{_SITES.get(last)}"
-        if name in seen and last not in ("wk", "wv"):
+        name = _name(matrix)
+        if name in seen and not matrix.endswith((".wk", ".wv")):
             seen[name].append(rows[0])
 
     reference = Reference(checkpoint, observe=see)

@@ -115,7 +115,11 @@ def quantise_int8(w: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.
     s = F24(max|w| / 127), q = clip(rint(w / s), +-127); an all-zero channel has s = 0 and q = 0.
     """
     s = f24(np.max(np.abs(w), axis=1) / np.float32(127.0))
-    safe = np.where(s > 0, s, np.float32(1.0))
-    q = np.clip(np.rint(w / safe[:, None]), -127, 127)
+    return round_int8(w, s).astype(np.int8), s
+
+
+def round_int8(w: NDArray[np.float32], s: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return clip(rint(w / s), +-127) of (n, k) weights and scales (n,), as float32; 0 where s = 0."""
+    q = np.clip(np.rint(w / np.where(s > 0, s, np.float32(1.0))[:, None]), -127, 127)
     q[s == 0] = 0
-    return q.astype(np.int8), s
+    return q

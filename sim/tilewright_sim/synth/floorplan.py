@@ -85,7 +85,7 @@ def floorplan(netlist: Netlist) -> dict[str, str]:
     -------
     dict
         Empty where a plan is no help: for single blocks, and where the array takes less than half of the multipliers
-        that two of the three rows have.
+        that two of the three rows have, or more than these (a few may be left for the placer).
     """
     module = next(m for m in netlist["modules"].values() if int(str(m["attributes"].get("top", "0")), 2))
     dsps, rams = _sites_of_lfe5u_85f()

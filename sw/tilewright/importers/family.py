@@ -13,7 +13,9 @@ from tilewright.importers.configuration import Configuration
 from tilewright.importers.rope import interleave_heads
 from tilewright.model import Checkpoint, Floats, ModelSpec
 
-__all__ = ["Family", "Source", "Tensor", "columns", "heads", "open_checkpoint", "plus_one", "transposed"]
+__all__ = [
+    "Family", "Source", "Tensor", "columns", "heads", "llama_layers", "open_checkpoint", "plus_one", "transposed",
+]  # fmt: skip
 
 Change = Callable[[Floats], Floats]
 
@@ -88,6 +90,47 @@ def open_checkpoint(
         return source.read_rows(place.name, first, count)
 
     return Checkpoint(spec, read, name, files, read_rows=rows)
+
+
+def llama_layers(
+    spec: ModelSpec, at: str, names: Mapping[str, str], norm: Callable[[str], Tensor], *, halves: bool = True
+) -> dict[str, Tensor]:
+    """Return where the tensors of all layers of a model in Llama's shape come from.
+
+    Parameters
+    ----------
+    spec : ModelSpec
+        The model.
+    at : str
+        What the names of a layer's tensors begin with; `{}` is its number.
+    names : mapping of str to str
+        What follows, without ".weight" or ".bias", by `attn_norm`, `ffn_norm`, `q`, `k`, `v`, `o`, `gate`, `up`,
+        `down`, `q_norm`, `k_norm`.
+    norm : callable
+        Returns how a norm's weight of this name is stored.
+    halves : bool
+        Rotary channel j of a head is stored as a pair with j + d/2, not with its neighbour.
+    """
+    table: dict[str, Tensor] = {}
+    for i in range(spec.layers):
+        place = {ours: f"{at.format(i)}.{theirs}" for ours, theirs in names.items()}
+        layer = {name: norm(f"{place[name]}.weight") for name in ("attn_norm", "ffn_norm")}
+        layer["wo"] = Tensor(f"{place['o']}.weight")
+        if spec.o_bias:
+            layer["bo"] = Tensor(f"{place['o']}.bias")
+        for part in ("gate", "up", "down"):
+            layer[f"w_{part}"] = Tensor(f"{place[part]}.weight")
+            if spec.ffn_bias:
+                layer[f"b_{part}"] = Tensor(f"{place[part]}.bias")
+        for part, count in (("q", spec.heads), ("k", spec.kv_heads), ("v", None)):
+            change = heads(count) if halves and count is not None else None
+            layer[f"w{part}"] = Tensor(f"{place[part]}.weight", change)
+            if spec.qkv_bias:
+                layer[f"b{part}"] = Tensor(f"{place[part]}.bias", change)
+            if spec.qk_norm and count is not None:
+                layer[f"{part}_norm"] = Tensor(f"{place[f'{part}_norm']}.weight", heads(1))
+        table |= {f"layers.{i}.{ours}": tensor for ours, tensor in layer.items()}
+    return table
 
 
 def heads(count: int) -> Change:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tilewright.importers.configuration import Configuration
-from tilewright.importers.family import Family, Tensor, heads, plus_one
+from tilewright.importers.family import Family, Tensor, llama_layers, plus_one
 from tilewright.model import MAX_CONTEXT, ModelSpec, RopeScaling
 
 __all__ = ["FAMILIES"]
@@ -16,6 +16,14 @@ _REFUSED = ("num_local_experts", "num_experts", "quantization_config", "attn_log
 _SILU = {"silu": "silu", "swish": "silu"}
 # The first Gemma checkpoints say "gelu" and mean the tanh form, as transformers does with them.
 _GEMMA = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu": "gelu_tanh"}
+
+
+_PLACES = {
+    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    **{part: f"self_attn.{part}_proj" for part in "qkvo"},
+    **{part: f"mlp.{part}_proj" for part in ("gate", "up", "down")},
+    **{norm: f"self_attn.{norm}" for norm in ("q_norm", "k_norm")},
+}  # fmt: skip
 
 
 def _spec(config: Configuration, **more: Any) -> ModelSpec:
@@ -106,26 +114,7 @@ def _names(norm: Callable[[str], Tensor]) -> Callable[[ModelSpec, Configuration]
 
     def tensors(spec: ModelSpec, config: Configuration) -> dict[str, Tensor]:
         table = {"embedding": Tensor("model.embed_tokens.weight"), "final_norm": norm("model.norm.weight")}
-        for i in range(spec.layers):
-            at = f"model.layers.{i}"
-            layer = {
-                "attn_norm": norm(f"{at}.input_layernorm.weight"),
-                "ffn_norm": norm(f"{at}.post_attention_layernorm.weight"),
-                "wo": Tensor(f"{at}.self_attn.o_proj.weight"),
-                **{f"w_{p}": Tensor(f"{at}.mlp.{p}_proj.weight") for p in ("gate", "up", "down")},
-            }
-            if spec.o_bias:
-                layer["bo"] = Tensor(f"{at}.self_attn.o_proj.bias")
-            if spec.ffn_bias:
-                layer |= {f"b_{p}": Tensor(f"{at}.mlp.{p}_proj.bias") for p in ("gate", "up", "down")}
-            for part, count in (("q", spec.heads), ("k", spec.kv_heads), ("v", None)):
-                change = heads(count) if count is not None else None
-                layer[f"w{part}"] = Tensor(f"{at}.self_attn.{part}_proj.weight", change)
-                if spec.qkv_bias:
-                    layer[f"b{part}"] = Tensor(f"{at}.self_attn.{part}_proj.bias", change)
-                if spec.qk_norm and count is not None:
-                    layer[f"{part}_norm"] = Tensor(f"{at}.self_attn.{part}_norm.weight", heads(1))
-            table |= {f"layers.{i}.{name}": tensor for name, tensor in layer.items()}
+        table |= llama_layers(spec, "model.layers.{}", _PLACES, norm)
         # Gemma ties where nothing is said.
         tied = config.flag("tie_word_embeddings", default=norm is _distance)
         return table | {"classifier": table["embedding"] if tied else Tensor("lm_head.weight")}

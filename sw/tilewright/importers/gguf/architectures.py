@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilewright.importers.configuration import Configuration
-from tilewright.importers.family import Tensor, heads
+from tilewright.importers.family import Tensor, llama_layers
 from tilewright.importers.gguf.tensors import GgufTensors
 from tilewright.model import MAX_CONTEXT, ModelSpec, RopeFactors
 
@@ -26,6 +26,12 @@ _KNOWN = frozenset(
     }
 )  # fmt: skip
 """Fields of an architecture that are understood, or say nothing of the mathematics; others must be 0 or false."""
+
+_PLACES = {
+    "attn_norm": "attn_norm", "ffn_norm": "ffn_norm", "o": "attn_output", **{part: f"attn_{part}" for part in "qkv"},
+    **{part: f"ffn_{part}" for part in ("gate", "up", "down")},
+    **{norm: f"attn_{norm}" for norm in ("q_norm", "k_norm")},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -137,9 +143,7 @@ def read_tensors(config: Configuration, spec: ModelSpec, tensors: GgufTensors) -
     which = ARCHITECTURES[name]
     tensors.shape(f"blk.{spec.layers - 1}.attn_norm.weight")  # the table is as long as the file says that it has layers
     table = {"embedding": Tensor("token_embd.weight"), "final_norm": Tensor("output_norm.weight")}
-    for i in range(spec.layers):
-        layer = _layer(which, spec, f"blk.{i}")
-        table |= {f"layers.{i}.{ours}": tensor for ours, tensor in layer.items()}
+    table |= llama_layers(spec, "blk.{}", _PLACES, Tensor, halves=which.halves)
     head = Tensor("output.weight")
     table["classifier"] = head if head.name in tensors else table["embedding"]
     for tensor in table.values():
@@ -149,23 +153,3 @@ def read_tensors(config: Configuration, spec: ModelSpec, tensors: GgufTensors) -
         if other not in used:
             raise config.error(f"tensor {other!r} is not supported: {name} is not known to have it")
     return table
-
-
-def _layer(which: Architecture, spec: ModelSpec, at: str) -> dict[str, Tensor]:
-    """Return the tensors of a layer whose names begin with `at`."""
-    layer = {
-        "attn_norm": Tensor(f"{at}.attn_norm.weight"),
-        "ffn_norm": Tensor(f"{at}.ffn_norm.weight"),
-        "wo": Tensor(f"{at}.attn_output.weight"),
-        **{f"w_{part}": Tensor(f"{at}.ffn_{part}.weight") for part in ("gate", "up", "down")},
-    }
-    if spec.o_bias:
-        layer["bo"] = Tensor(f"{at}.attn_output.bias")
-    for part, count in (("q", spec.heads), ("k", spec.kv_heads), ("v", None)):
-        change = heads(count) if which.halves and count is not None else None
-        layer[f"w{part}"] = Tensor(f"{at}.attn_{part}.weight", change)
-        if spec.qkv_bias:
-            layer[f"b{part}"] = Tensor(f"{at}.attn_{part}.bias", change)
-        if spec.qk_norm and count is not None:
-            layer[f"{part}_norm"] = Tensor(f"{at}.attn_{part}_norm.weight", heads(1))
-    return layer
