@@ -58,22 +58,30 @@ class HuggingFaceTokenizer:
         except Exception as e:  # tokenizers raises bare Exception
             raise InputError(f"{where} is not a tokenizer.json: {e}") from e
         self.stored = (HUGGING_FACE, raw)
+        self._where = where
         # A file may say how its texts were once cut and padded: whoever asks for ids says that here.
         self._fast.no_padding()
         self._fast.no_truncation()
         self.vocab = int(self._fast.get_vocab_size(with_added_tokens=True))
         self.bos, self.eos = bos, eos
 
+    def _encode(self, text: str, *, special: bool = True) -> Any:
+        """Return what the library finds in a text; InputError where the file has no id for a part of it."""
+        try:
+            return self._fast.encode(text, add_special_tokens=special)
+        except Exception as e:  # tokenizers raises bare Exception
+            raise InputError(f"{self._where} cannot encode {_shown(text)}: {e}") from e
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a prompt, BOS first."""
-        ids = [int(i) for i in self._fast.encode(text).ids]
+        ids = [int(i) for i in self._encode(text).ids]
         if self.bos is not None and ids[:1] != [self.bos]:
             ids.insert(0, self.bos)
         return ids
 
     def encode_template(self, text: str) -> list[int]:
         """Return the ids of a text that holds its special tokens itself; none are added."""
-        return [int(i) for i in self._fast.encode(text, add_special_tokens=False).ids]
+        return [int(i) for i in self._encode(text, special=False).ids]
 
     def token_id(self, token: str) -> int | None:
         """Return the id of a token by its text; None if there is none."""
@@ -90,7 +98,7 @@ class HuggingFaceTokenizer:
             raise InputError(f"texts must have at least {special + 1} tokens with the special ones, not {most}")
         self._fast.enable_truncation(max_length=most)
         try:
-            found = self._fast.encode(text)
+            found = self._encode(text)
         finally:
             self._fast.no_truncation()
         return [int(i) for i in found.ids], bool(found.overflowing)
@@ -98,6 +106,11 @@ class HuggingFaceTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids without special tokens."""
         return str(self._fast.decode([int(i) for i in ids], skip_special_tokens=True))
+
+
+def _shown(text: str, most: int = 40) -> str:
+    """Return a text for an error's one line: quoted, and cut where it is long."""
+    return repr(text if len(text) <= most else f"{text[:most]}...")
 
 
 class Llama2cTokenizer:

@@ -293,6 +293,14 @@ def test_broken_tokenizers(
     assert message in refused(*GENERATE, hf_folder, "--tokenizer", tmp_path / name)
 
 
+def test_a_tokenizer_without_an_id_for_the_text(refused: Refused, hf_folder: Path, tmp_path: Path) -> None:
+    words = {"type": "WordLevel", "vocab": {f"w{i}": i for i in range(258)}, "unk_token": "[UNK]"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": words}))
+    message = refused(*GENERATE, hf_folder, "--tokenizer", tmp_path / "tokenizer.json")
+    assert "tokenizer.json cannot encode 'ab': " in message
+    assert "[UNK]" in message
+
+
 def test_a_tokenizer_that_is_not_there(refused: Refused, hf_folder: Path) -> None:
     assert "no such tokenizer: gone.json" in refused(*GENERATE, hf_folder, "--tokenizer", "gone.json")
 
