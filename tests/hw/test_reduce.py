@@ -221,7 +221,9 @@ def test_row_scalar(kind, scale16):
     if kind == Reduce.VAR:  # two cycles apart
         for k in range(1, len(rows)):
             valid[k] &= not valid[k - 1]
+    valid[0] = 0  # every row is announced a cycle before
     valid[-1] = 0  # it stays at the ports while the others come out
+    tags = [rng.getrandbits(2) for _ in rows]
     outputs = f24.run_pipeline(
         dut,
         dut.latency(kind),
@@ -238,15 +240,18 @@ def test_row_scalar(kind, scale16):
                     "sum": second % (1 << 32),
                     "index": second % (1 << 24),
                     "exponent": exponent,
+                    "tag": tags[k],
                 },
+                "i_next": {"valid": (valid + [0])[k + 1], "tag": (tags + [0])[k + 1]},
             }
-            for v, (value, second, exponent) in zip(valid, rows, strict=True)
+            for k, (v, (value, second, exponent)) in enumerate(zip(valid, rows, strict=True))
         ],
-        lambda ctx: (ctx.get(dut.o.valid), ctx.get(dut.o.a), ctx.get(dut.o.b)),
+        lambda ctx: (ctx.get(dut.o.valid), ctx.get(dut.o.tag), ctx.get(dut.o.a), ctx.get(dut.o.b)),
     )
-    for v, row, (out, a, b) in zip(valid, rows, outputs, strict=True):
+    for v, tag, row, (out, out_tag, a, b) in zip(valid, tags, rows, outputs, strict=True):
         assert out == v
         if v:
+            assert out_tag == tag
             assert (a, b) == entry_reference(kind, row, const1, const2, scale16, n), f"{kind.name} of {row}"
 
 

@@ -113,11 +113,10 @@ class Bench:
         sim.run()
 
     async def _count(self, ctx):
-        while True:
-            await ctx.tick()
-            self.cycle += 1
-            if ctx.get(self.dut.done):
+        async for *_, done in ctx.tick().sample(self.dut.done):
+            if done:  # seen at the end of its cycle, in which activations may still be written
                 self.finished.append(self.cycle)
+            self.cycle += 1
 
     async def _command(self, ctx):
         cmd = self.dut.cmd

@@ -7,7 +7,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from tilewright_hw.arch.config import AcceleratorConfig
+from tilewright_hw.gateware.checks import check_config
 from tilewright_hw.gateware.layouts import tile_rows
 from tilewright_hw.gateware.width import WidthConverter, beat
 
@@ -70,8 +70,7 @@ class NibbleExpander(wiring.Component):
     """
 
     def __init__(self, config, count):
-        if not isinstance(config, AcceleratorConfig):
-            raise TypeError(f"config must be an AcceleratorConfig, not {config!r}")
+        check_config(config)
         if count < 1 or config.nibble_rows % count or config.rows % count:
             raise ValueError(f"count must divide {config.nibble_rows} and {config.rows}, not {count!r}")
         self.config, self.count = config, count

@@ -141,7 +141,7 @@ class RowIssuer(wiring.Component):
         now = Signal(TILE, reset_less=True)
         outer = Signal(16, reset_less=True)  # activation word of the first row of this outer row
         inner_left, outer_left = Signal(16), Signal(16)
-        inner_end, outer_end = inner_left == 1, outer_left == 1
+        inner_end, outer_end = Signal(), Signal()  # these are 1; registers, as much waits for them
         half = Signal()  # a pair's second word is to follow
         take = self.i.valid & self.i.ready
 
@@ -153,14 +153,16 @@ class RowIssuer(wiring.Component):
             following = Mux(inner_end, outer, self.act_addr) + Mux(inner_end, now.act_outer, now.act_inner)
             m.d.sync += [self.act_addr.eq(following), self.swap.eq(0), half.eq(now.pair)]
             m.d.sync += inner_left.eq(Mux(inner_end, now.rows_inner, inner_left - 1))
+            m.d.sync += inner_end.eq(Mux(inner_end, now.rows_inner == 1, inner_left == 2))
             with m.If(inner_end):
-                m.d.sync += [outer.eq(following), outer_left.eq(outer_left - 1)]
+                m.d.sync += [outer.eq(following), outer_left.eq(outer_left - 1), outer_end.eq(outer_left == 2)]
                 m.d.sync += self.act_en.eq(~outer_end)
         with m.If(take):
             m.d.sync += self.act_en.eq(1)
             m.d.sync += [now.eq(tile), self.swap.eq(1), half.eq(tile.pair)]
             m.d.sync += [self.act_addr.eq(tile.act), outer.eq(tile.act)]
             m.d.sync += [inner_left.eq(tile.rows_inner), outer_left.eq(tile.rows_outer)]
+            m.d.sync += [inner_end.eq(tile.rows_inner == 1), outer_end.eq(tile.rows_outer == 1)]
 
         m.d.comb += [
             self.o_row.addr.eq(acc),

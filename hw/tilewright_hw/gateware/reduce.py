@@ -84,26 +84,40 @@ class _Way:
 
     A stage that is not used keeps nothing: it could come out of it under the next kind. What is at a place comes from
     the last stage before it that the kind uses: all stages meet in one OR there, not in a chain of choices.
+
+    `now` is what is at the place in this cycle, `next` what will be there in the next one, as far as the way began with
+    the latter too: so the end of a way can be a register, at no cost in cycles.
     """
 
-    def __init__(self, m, valid, beside):
+    def __init__(self, m, valid, beside, following=None):
         self.m = m
         self.now = Signal(data.StructLayout({"valid": 1, "beside": len(beside)}))
-        self._sources = [(self.now, C(1))]  # all that may be at this place, and whether the last stage used is theirs
+        self.next = Signal.like(self.now, name="next")
+        # All that may be at this place, now and in the next cycle, and whether the last stage used is theirs.
+        self._sources = [(self.now, self.next, C(1))]
         m.d.comb += [self.now.valid.eq(valid), self.now.beside.eq(beside)]
+        if following is not None:
+            m.d.comb += [self.next.valid.eq(following.valid), self.next.beside.eq(following.tag)]
 
     def past(self, used, cycles, *, name):
         """Go past a stage of so many cycles."""
-        m, before = self.m, self.now
-        late = Signal.like(before, name=f"{name}_0")
-        m.d.comb += [late.beside.eq(before.beside), late.valid.eq(before.valid & used)]
+        m = self.m
+        entering = [Signal.like(self.now, name=f"{name}_{n}") for n in ("next", "0")]
+        for late, before in zip(entering, (self.next, self.now), strict=True):
+            m.d.comb += [late.beside.eq(before.beside), late.valid.eq(before.valid & used)]
         for n in range(cycles):
-            late = delay(m, late, 1, name=f"{name}_{n}")
-        self._sources = [(source, theirs & ~used) for source, theirs in self._sources] + [(late, used)]
-        self.now = Signal.like(before, name=f"{name}_now")
-        width = len(Value.cast(before))
-        chosen = [Value.cast(source) & theirs.replicate(width) for source, theirs in self._sources]
-        m.d.comb += self.now.eq(reduce(or_, chosen))
+            entering.append(delay(m, entering[-1], 1, name=f"{name}_{n}"))
+        self._sources = [(now, then, theirs & ~used) for now, then, theirs in self._sources]
+        self._sources.append((entering[-1], entering[-2], used))
+        self.now = self._meet(0, f"{name}_now")
+        self.next = self._meet(1, f"{name}_then")
+
+    def _meet(self, time, name):
+        """Return what is at this place: 0 for this cycle, 1 for the next."""
+        met = Signal.like(self.now, name=name)
+        chosen = [Value.cast(source[time]) & source[2].replicate(len(Value.cast(met))) for source in self._sources]
+        self.m.d.comb += met.eq(reduce(or_, chosen))
+        return met
 
 
 class MaxTree(wiring.Component):
@@ -334,6 +348,8 @@ class RowReduce(wiring.Component):
     o : Out(row_value)
         {valid, value 64, sum 32, index 24, exponent 8, tag}: ready to be `RowScalar`'s input. `exponent` is that of the
         first beat.
+    o_next : Out(row_mark)
+        `valid` of the next cycle, and the tag that comes with it.
     """
 
     def __init__(self, *, lanes):
@@ -346,6 +362,7 @@ class RowReduce(wiring.Component):
                 "origin": In(24),
                 "i": In(reduce_beat(lanes)),
                 "o": Out(row_value()),
+                "o_next": Out(row_mark()),
             }
         )
 
@@ -363,7 +380,8 @@ class RowReduce(wiring.Component):
         way.past(summed, AlignToInt.LATENCY + Square.LATENCY, name="terms")
         way.past(C(1), ceil_log2(self.lanes), name="tree")
         valid, beside = way.now.valid, flags(way.now.beside)
-        m.d.sync += self.o.valid.eq(valid & beside.last)
+        m.d.comb += [self.o_next.valid.eq(valid & beside.last), self.o_next.tag.eq(beside.tag)]
+        m.d.sync += self.o.valid.eq(self.o_next.valid)
         with m.If(valid):
             m.d.sync += self.o.tag.eq(beside.tag)
             with m.If(beside.first):
@@ -458,6 +476,11 @@ def row_value():
     )
 
 
+def row_mark():
+    """Return what announces a row: whether one comes, and its tag."""
+    return data.StructLayout({"valid": 1, "tag": unsigned(TAG_WIDTH)})
+
+
 def stat_entry():
     """Return the two fields of a statistics entry."""
     return data.StructLayout({"a": F24, "b": F24})
@@ -547,9 +570,9 @@ class RowScalar(wiring.Component):
     -------
     awake : In(1)
         All registers stand still without it: less to simulate. It may be 0 while no row is in flight, that is from the
-        cycle after `o.valid` until before `i.valid`.
+        cycle after `o.valid` until before `i_next.valid`.
     kind : In(Reduce)
-        Row of the table; like the constants it is stable from the first `i.valid` to the last `o.valid`.
+        Row of the table; like the constants it is stable from before the first `i_next.valid` to the last `o.valid`.
     const1, const2 : In(F24)
         Constants of the instruction.
     n : In(16)
@@ -560,8 +583,10 @@ class RowScalar(wiring.Component):
         {valid, value 64, sum 32, index 24, exponent 8, tag}: F24 in the low bits of value for MAX, ABSMAX, QSCALE and
         ARGMAX, a signed integer for the others; exponent: bits 15 to 22 of field a of the source entry (SUMSQ, SUM,
         VAR).
+    i_next : In(row_mark)
+        {valid, tag} of `i`, a cycle ahead.
     o : Out(row_entry)
-        {valid, a, b, tag}, `latency(kind)` cycles later.
+        {valid, a, b, tag}, `latency(kind)` cycles later. `valid` and `tag` are registers.
     """
 
     _STAGES = (
@@ -581,6 +606,7 @@ class RowScalar(wiring.Component):
     n: In(16)
     scale16: In(1)
     i: In(row_value())
+    i_next: In(row_mark())
     o: Out(row_entry())
 
     @classmethod
@@ -629,10 +655,10 @@ class RowScalar(wiring.Component):
             with m.Default():
                 m.d.comb += self.o.a.eq(whole)
 
-        way = _Way(m, self.i.valid, self.i.tag)
+        way = _Way(m, self.i.valid, self.i.tag, self.i_next)
         for index, (kinds, cycles) in enumerate(self._STAGES):
             way.past(_among(self.kind, kinds), cycles, name=f"stage{index}")
-        m.d.comb += [self.o.valid.eq(way.now.valid), self.o.tag.eq(way.now.beside)]
+        m.d.sync += [self.o.valid.eq(way.next.valid), self.o.tag.eq(way.next.beside)]
         return EnableInserter(self.awake)(m)
 
     def _scaled(self, m, variance):

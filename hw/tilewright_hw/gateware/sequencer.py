@@ -433,6 +433,7 @@ class Sequencer(wiring.Component):
         self._patching = Signal()
         self._patch_left = Signal()
         adding, word, lane = Signal(), Signal(4), Signal(range(max(2, lanes)))
+        operand, total = Signal(32), Signal(32)
         m.d.comb += [
             write.en.eq(table.en),
             write.addr.eq(table.addr),
@@ -446,12 +447,13 @@ class Sequencer(wiring.Component):
             m.d.sync += [
                 adding.eq(slots[:4] != 0),
                 word.eq(slots[:4]),
+                # Taken a cycle before the adder, which may be at the same word.
+                operand.eq(Mux(adding & (word == slots[:4]), total, Array(self._words)[slots[:4]])),
                 lane.eq(slots[4 : 4 + low]),
                 slots.eq(slots >> 16),
             ]
-        total = Signal(32)
+        m.d.comb += total.eq(operand + Array(read.data)[lane])
         with m.If(adding):
-            m.d.comb += total.eq(Array(self._words)[word] + Array(read.data)[lane])
             for i in range(OPERAND_WORD, WORDS):
                 with m.If(word == i):
                     m.d.sync += self._words[i].eq(total)

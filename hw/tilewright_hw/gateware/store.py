@@ -78,31 +78,31 @@ class RowWalker(wiring.Component):
         offset, first, more = Signal(32), Signal(), Signal()
         outer = Signal(64)  # start of the outer row
         inner_left, outer_left, to_wrap = Signal(16), Signal(16), Signal(16)
-        inner_last, step, origin = Signal(), Signal(32), Signal(64)
-        m.d.comb += inner_last.eq(inner_left == 1)
+        step, origin = Signal(32), Signal(64)
+        # Whether the row is the last inner one, and the next one wraps: registers, as a wide adder waits for them.
+        inner_last, wraps = Signal(), Signal()
         # One adder makes each row from the one before: from the base, from the inner row, or from the outer row.
         with m.If(first):
             m.d.comb += [step.eq(offset), origin.eq(row.addr)]
         with m.Elif(~inner_last):
             m.d.comb += [step.eq(kept["stride_h"]), origin.eq(row.addr)]
         with m.Else():
-            wraps = Mux(to_wrap == 1, kept["wrap_stride"], kept["stride_m"])
-            m.d.comb += [step.eq(wraps), origin.eq(outer)]
+            m.d.comb += [step.eq(Mux(wraps, kept["wrap_stride"], kept["stride_m"])), origin.eq(outer)]
         with m.If(self.start):
             m.d.sync += [kept[name].eq(command[name]) for name in names]
             m.d.sync += [row.addr.eq(self.base), offset.eq(command.offset), first.eq(1), more.eq(1)]
-            m.d.sync += [outer_left.eq(command.m), to_wrap.eq(command.wrap_first)]
+            m.d.sync += [outer_left.eq(command.m), to_wrap.eq(command.wrap_first), wraps.eq(command.wrap_first == 1)]
         with m.Elif(self.o.ready | ~self.o.valid):
             m.d.sync += self.o.valid.eq(more)
             with m.If(more):
                 after = origin + step
                 m.d.sync += [row.addr.eq(after), first.eq(0)]
-                self._count(m, kept, first, inner_last, inner_left, outer_left, to_wrap, more)
+                self._count(m, kept, first, inner_last, wraps, inner_left, outer_left, to_wrap, more)
                 with m.If(first | inner_last):
                     m.d.sync += outer.eq(after)
         return m
 
-    def _count(self, m, kept, first, inner_last, inner_left, outer_left, to_wrap, more):
+    def _count(self, m, kept, first, inner_last, wraps, inner_left, outer_left, to_wrap, more):
         """Count the row that is entered: `inner_left` and `outer_left` include it from then on."""
         last_inner, last_outer = Signal(), Signal()
         m.d.comb += [
@@ -110,6 +110,7 @@ class RowWalker(wiring.Component):
             last_outer.eq(Mux(~first & inner_last, outer_left == 2, outer_left == 1)),
         ]
         m.d.sync += [self.o.p.last.eq(last_inner & last_outer), more.eq(~(last_inner & last_outer))]
+        m.d.sync += inner_last.eq(last_inner)
         with m.If(first | inner_last):
             m.d.sync += inner_left.eq(kept["h"])
         with m.Else():
@@ -118,7 +119,8 @@ class RowWalker(wiring.Component):
             # A period of zero, and a first wrap of zero, count down through 65,535: further than there are rows.
             m.d.sync += [
                 outer_left.eq(outer_left - 1),
-                to_wrap.eq(Mux(to_wrap == 1, kept["wrap_period"], to_wrap - 1)),
+                to_wrap.eq(Mux(wraps, kept["wrap_period"], to_wrap - 1)),
+                wraps.eq(Mux(wraps, kept["wrap_period"] == 1, to_wrap == 2)),
             ]
 
 

@@ -70,7 +70,7 @@ class VectorUnit(wiring.Component):
     acc_data : In(sums_word(cols))
         The row, a cycle later.
     act : Out(act_write(lanes, rows // lanes))
-        Writes a part of an activation word.
+        Writes a part of an activation word; at the latest in the cycle of `done`.
     i_row, i_param : In(stream of buffer_write(vector_word(lanes)))
         Loads into the row and the parameter buffer; the former waits for the unit's own writes.
     i_table : In(stream of table_word())
@@ -374,7 +374,8 @@ class VectorUnit(wiring.Component):
         for i, lane in enumerate(lanes):
             m.d.comb += [results.floats[i].eq(lane.x5), results.quantised[i].eq(lane.integer)]
         connect(m, results.o_store, flipped(self.o_store))
-        connect(m, results.act, flipped(self.act))
+        # A register, as the buffer is far away; `done` comes no earlier than this write.
+        m.d.sync += [getattr(self.act, name).eq(getattr(results.act, name)) for name in self.act.signature.members]
 
     def _reduce(self, m, command, lanes):
         """Reduce the rows, and write their statistics entries."""
@@ -402,6 +403,7 @@ class VectorUnit(wiring.Component):
             scalar.scale16.eq(command.scale16),
             scalar.n.eq(command.n),
             scalar.i.eq(reduce.o),
+            scalar.i_next.eq(reduce.o_next),
             reduce.i.tag.eq(Cat(x5.outer_end, x5.last)),
             statistics.entry.eq(scalar.o),
             statistics.operand.eq(tokens.operand),

@@ -46,6 +46,7 @@ read_rtlil design.il
 read_verilog shell.v
 hierarchy -check -top {shell}
 {multipliers}
+scratchpad -set abc9.D 8000
 synth_ecp5 -top {shell}
 dump -o cells {kinds}
 setattr -mod -unset keep_hierarchy {module}

@@ -4,9 +4,9 @@ nextpnr's static placer first lets all cells float and only then puts multiplier
 the nearest one that is free. On `edge`, which takes 85 % of the multipliers of an LFE5U-85F, that made all wires
 together 78 % longer, and no route was found. So the whole accelerator gets a floorplan, as an engineer would draw it:
 
-    RAM row 3    read-only tables by their lanes, statistics
+    RAM row 3    read-only tables by their lanes; statistics and tables of reciprocals in the middle
     RAM row 2    parameters in the middle; row buffer and loaded tables, each slice by its lane
-    DSP row 2    lanes from left to right, then reductions and scalars
+    DSP row 2    lanes from left to right, reductions and scalars in their middle
     RAM row 1    accumulators, below their column's last sums
     DSP row 1    later rows of the array  } its columns from left to right: sums run to the right and up,
     RAM row 0    activations, weights     } activations to the right
@@ -163,21 +163,30 @@ class _Plan:
             self._put(names, self._rams, 0, width * begin, step)
 
     def vector(self) -> None:
-        """Put each lane's multipliers in a row, memories above them, reductions and scalars beside the lanes."""
+        """Put each lane's multipliers in a row, memories above them; reductions and scalars in the middle of the lanes.
+
+        From there, the end of a reduction is near to the taking of the next command, which all lanes wait for.
+        """
         lanes = len({_numbers(name)[0] for name in self._find(_DSP, r"vector\.lane\d+\.")})
+        reductions = sorted(self._find(_DSP, r"vector\.(reduce|scalar)"))
         width = len(self._dsps)
-        start, pitch = 0.15 * width, 0.65 * width / max(1, lanes)
-        end = start + pitch * lanes - 0.1 * width
+        start, pitch = 0.1 * width, (0.8 * width - len(reductions)) / max(1, lanes)
+        middle = start + pitch * (lanes // 2)
+
+        def place(lane: float) -> float:
+            return start + pitch * lane + (len(reductions) if lane >= lanes // 2 else 0)
+
+        self._put(reductions, self._dsps, 2, middle)
         self._put(self._find(_RAM, r"vector\.param"), self._rams, 2, width / 2 - 3)
         for lane in range(lanes):
-            own, place = rf"vector\.lane{lane}\.", start + pitch * lane
-            self._put(sorted(self._find(_DSP, own)), self._dsps, 2, place + 2)
-            self._put(self._find(_RAM, rf"{own}.*\.ram"), self._rams, 2, place)
-            self._put(self._find(_RAM, rf"{own}.*\.rom"), self._rams, 3, place)
+            own = rf"vector\.lane{lane}\."
+            self._put(sorted(self._find(_DSP, own)), self._dsps, 2, place(lane) + 2)
+            self._put(self._find(_RAM, rf"{own}.*\.ram"), self._rams, 2, place(lane))
+            self._put(self._find(_RAM, rf"{own}.*\.rom"), self._rams, 3, place(lane))
         rows = self._find(_RAM, r"vector\.row\$")
         slices = len(rows) // 2 or 1  # two halves of the words; in each, slices of the bits of all lanes
         rows.sort(key=lambda name: _numbers(name)[-1] % slices)
-        self._put(rows, self._rams, 2, start + 2, pitch * lanes / max(1, len(rows)))
-        self._put(sorted(self._find(_DSP, r"vector\.(reduce|scalar)")), self._dsps, 2, end)
-        self._put(self._find(_RAM, r"vector\.scalar"), self._rams, 2, end + 6)
-        self._put(self._find(_RAM, r"vector\.statistics"), self._rams, 3, 0.6 * width)
+        for index, name in enumerate(rows):
+            self._put([name], self._rams, 2, place(lanes * index / len(rows)) + 2)
+        self._put(self._find(_RAM, r"vector\.scalar"), self._rams, 3, middle)
+        self._put(self._find(_RAM, r"vector\.statistics"), self._rams, 3, middle + 4)
