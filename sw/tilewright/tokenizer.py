@@ -6,7 +6,8 @@ import heapq
 import json
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,6 +38,17 @@ class Tokenizer(Protocol):
         """Return the text of ids; special ids have none, bytes that are no UTF-8 become U+FFFD."""
 
 
+@contextmanager
+def _refused(message: str) -> Iterator[None]:
+    """Raise InputError, one line of it, where the library tokenizers gives up on its file."""
+    try:
+        yield
+    except BaseException as e:  # bare Exception, or its Rust code's panic, which is none
+        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+            raise
+        raise InputError(f"{message}: {next(iter(str(e).splitlines()), 'unknown error')}") from e
+
+
 class HuggingFaceTokenizer:
     """A `tokenizer.json`, with BOS and EOS from the configuration files beside it."""
 
@@ -53,10 +65,8 @@ class HuggingFaceTokenizer:
     def _open(self, raw: bytes, where: str, bos: int | None, eos: frozenset[int]) -> None:
         from tokenizers import Tokenizer as Fast
 
-        try:
+        with _refused(f"{where} is not a tokenizer.json"):
             self._fast: Any = Fast.from_buffer(raw)
-        except Exception as e:  # tokenizers raises bare Exception
-            raise InputError(f"{where} is not a tokenizer.json: {e}") from e
         self.stored = (HUGGING_FACE, raw)
         self._where = where
         # A file may say how its texts were once cut and padded: whoever asks for ids says that here.
@@ -67,10 +77,8 @@ class HuggingFaceTokenizer:
 
     def _encode(self, text: str, *, special: bool = True) -> Any:
         """Return what the library finds in a text; InputError where the file has no id for a part of it."""
-        try:
+        with _refused(f"{self._where} cannot encode {_shown(text)}"):
             return self._fast.encode(text, add_special_tokens=special)
-        except Exception as e:  # tokenizers raises bare Exception
-            raise InputError(f"{self._where} cannot encode {_shown(text)}: {e}") from e
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a prompt, BOS first."""
@@ -105,7 +113,8 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids without special tokens."""
-        return str(self._fast.decode([int(i) for i in ids], skip_special_tokens=True))
+        with _refused(f"{self._where} cannot decode ids"):
+            return str(self._fast.decode([int(i) for i in ids], skip_special_tokens=True))
 
 
 def _shown(text: str, most: int = 40) -> str:

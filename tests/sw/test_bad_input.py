@@ -301,6 +301,16 @@ def test_a_tokenizer_without_an_id_for_the_text(refused: Refused, hf_folder: Pat
     assert "[UNK]" in message
 
 
+def test_a_tokenizer_whose_template_has_an_unknown_token(refused: Refused, hf_folder: Path, tmp_path: Path) -> None:
+    """On which the library's Rust code panics: no Exception, that is."""
+    single = [{"SpecialToken": {"id": "[X]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    template = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": {}}
+    content = json.loads((hf_folder / "tokenizer.json").read_text()) | {"post_processor": template}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    message = refused(*GENERATE, hf_folder, "--tokenizer", tmp_path / "tokenizer.json")
+    assert "tokenizer.json cannot encode 'ab': " in message
+
+
 def test_a_tokenizer_that_is_not_there(refused: Refused, hf_folder: Path) -> None:
     assert "no such tokenizer: gone.json" in refused(*GENERATE, hf_folder, "--tokenizer", "gone.json")
 

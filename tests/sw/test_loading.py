@@ -54,7 +54,7 @@ def layer_bytes(spec: ModelSpec) -> int:
 @pytest.mark.parametrize("weights", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_peak_memory(tmp_path: Path, weights: str) -> None:
     """At most 1.5 times the image and one layer, though the checkpoint's own file is several times as large."""
-    checkpoints.write_large(tmp_path, dim=256, ffn=768, layers=4, heads=8, kv_heads=4, vocab=9000, context=256)
+    checkpoints.write_large(tmp_path, dim=320, ffn=960, layers=6, heads=8, kv_heads=4, vocab=14000, context=256)
     found = measure(tmp_path, weights)
     assert (tmp_path / "model.safetensors").stat().st_size > 2 * found["image"]
     limit = 1.5 * found["image"] + layer_bytes(load_checkpoint(tmp_path).spec)
