@@ -5,7 +5,7 @@ together, and nothing is delayed to keep step. `TokenPath` gives every stage the
 a memory has to be read for it.
 """
 
-from amaranth import Module, Mux, Signal, Value, signed, unsigned
+from amaranth import Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -14,6 +14,7 @@ from tilewright_hw.gateware.address import Token
 from tilewright_hw.gateware.float import FloatAdd, FloatMul, FloatToInt, IntToFloat, delay
 from tilewright_hw.gateware.functions import LaneFunction
 from tilewright_hw.gateware.layouts import F24, table_write
+from tilewright_hw.gateware.way import Way
 
 __all__ = ["ACC_LATENCY", "X0_TO_X5", "Lane", "LanePath", "TokenPath"]
 
@@ -232,30 +233,27 @@ class TokenPath(wiring.Component):
         m = Module()
         path = self.path
 
-        def stage(token, cycles, used, name):
-            # A stage that is not used keeps no token: it could come out of it in the next instruction.
-            entering = Signal(Token, name=f"{name}_in")
-            m.d.comb += [entering.eq(token), entering.valid.eq(token.valid & used)]
-            late = delay(m, entering, cycles, name=name)
-            return Mux(used, Value.cast(late), Value.cast(token))
-
         # What is two cycles before a register's input is one cycle before it in `near`, and at it in `self`. It is two
         # cycles before the register's output in `near`, too.
         x3, x5 = Signal(Token), Signal(Token)
         near_x3 = Signal(Token)
         at_acc = delay(m, self.issue, ACC_LATENCY - 1, name="acc")
-        going_on, converted, func = Signal(Token), Signal(Token), Signal(Token)
+        going_on = Signal(Token)
+        m.d.comb += [going_on.eq(self.issue), going_on.valid.eq(self.issue.valid & ~path.raw)]
+        way = Way(m, going_on)
+        way.past(path.acc, ACC_LATENCY - 1 + IntToFloat.LATENCY, name="i2f")
         m.d.comb += [
-            going_on.eq(self.issue),
-            going_on.valid.eq(self.issue.valid & ~path.raw),
-            converted.eq(stage(going_on, ACC_LATENCY - 1 + IntToFloat.LATENCY, path.acc, "i2f")),
-            self.operand.eq(stage(converted, 1, path.wide, "wide")),
-            self.read_param.eq(stage(self.operand, FloatMul.LATENCY, path.mul1, "mul1")),
-            self.read_addend.eq(stage(self.read_param, FloatMul.LATENCY, path.mul2, "mul2")),
-            x3.eq(stage(self.read_addend, FloatAdd.LATENCY, path.add, "add")),
-            func.eq(stage(near_x3, LaneFunction.LATENCY, path.func, "func")),
-            self.read_factor.eq(stage(func, LaneFunction.TABLE_LATENCY - LaneFunction.LATENCY, path.table, "table")),
-            x5.eq(stage(self.read_factor, FloatMul.LATENCY, path.mul3, "mul3")),
+            self.operand.eq(way.past(path.wide, 1, name="wide")),
+            self.read_param.eq(way.past(path.mul1, FloatMul.LATENCY, name="mul1")),
+            self.read_addend.eq(way.past(path.mul2, FloatMul.LATENCY, name="mul2")),
+            x3.eq(way.past(path.add, FloatAdd.LATENCY, name="add")),
+        ]
+        way = Way(m, near_x3)
+        way.past(path.func, LaneFunction.LATENCY, name="func")
+        table = LaneFunction.TABLE_LATENCY - LaneFunction.LATENCY
+        m.d.comb += [
+            self.read_factor.eq(way.past(path.table, table, name="table")),
+            x5.eq(way.past(path.mul3, FloatMul.LATENCY, name="mul3")),
         ]
         m.d.sync += [
             self.integer.eq(at_acc),

@@ -5,10 +5,7 @@ are rigid pipelines without flow control; `latency` (an instance's attribute whe
 cycles from input to output.
 """
 
-from functools import reduce
-from operator import or_
-
-from amaranth import C, Cat, EnableInserter, Module, Mux, Signal, Value, signed, unsigned
+from amaranth import C, Cat, EnableInserter, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -30,6 +27,7 @@ from tilewright_hw.gateware.float import (
 from tilewright_hw.gateware.functions import ReciprocalUnit
 from tilewright_hw.gateware.layouts import F24, vector_word
 from tilewright_hw.gateware.ring import Ring
+from tilewright_hw.gateware.way import Way
 
 __all__ = ["AlignToInt", "MaxTree", "RowReduce", "RowScalar", "Square", "SumTree", "Variance", "stat_entry"]
 
@@ -77,47 +75,6 @@ def _among(kind, kinds):
 def _is_sum(kind):
     """Return whether a kind reduces integers (combinational)."""
     return _among(kind, SUMS)
-
-
-class _Way:
-    """The way of rows past the stages of a pipeline, those left out that the kind does not use.
-
-    A stage that is not used keeps nothing: it could come out of it under the next kind. What is at a place comes from
-    the last stage before it that the kind uses: all stages meet in one OR there, not in a chain of choices.
-
-    `now` is what is at the place in this cycle, `next` what will be there in the next one, as far as the way began with
-    the latter too: so the end of a way can be a register, at no cost in cycles.
-    """
-
-    def __init__(self, m, valid, beside, following=None):
-        self.m = m
-        self.now = Signal(data.StructLayout({"valid": 1, "beside": len(beside)}))
-        self.next = Signal.like(self.now, name="next")
-        # All that may be at this place, now and in the next cycle, and whether the last stage used is theirs.
-        self._sources = [(self.now, self.next, C(1))]
-        m.d.comb += [self.now.valid.eq(valid), self.now.beside.eq(beside)]
-        if following is not None:
-            m.d.comb += [self.next.valid.eq(following.valid), self.next.beside.eq(following.tag)]
-
-    def past(self, used, cycles, *, name):
-        """Go past a stage of so many cycles."""
-        m = self.m
-        entering = [Signal.like(self.now, name=f"{name}_{n}") for n in ("next", "0")]
-        for late, before in zip(entering, (self.next, self.now), strict=True):
-            m.d.comb += [late.beside.eq(before.beside), late.valid.eq(before.valid & used)]
-        for n in range(cycles):
-            entering.append(delay(m, entering[-1], 1, name=f"{name}_{n}"))
-        self._sources = [(now, then, theirs & ~used) for now, then, theirs in self._sources]
-        self._sources.append((entering[-1], entering[-2], used))
-        self.now = self._meet(0, f"{name}_now")
-        self.next = self._meet(1, f"{name}_then")
-
-    def _meet(self, time, name):
-        """Return what is at this place: 0 for this cycle, 1 for the next."""
-        met = Signal.like(self.now, name=name)
-        chosen = [Value.cast(source[time]) & source[2].replicate(len(Value.cast(met))) for source in self._sources]
-        self.m.d.comb += met.eq(reduce(or_, chosen))
-        return met
 
 
 class MaxTree(wiring.Component):
@@ -375,11 +332,15 @@ class RowReduce(wiring.Component):
         m = Module()
         i, summed = self.i, Signal()
         m.d.comb += summed.eq(_is_sum(self.kind))
-        flags = data.StructLayout({"first": 1, "last": 1, "row_end": 1, "tag": TAG_WIDTH, "exponent": 8})
-        way = _Way(m, i.valid, Cat(i.first, i.last, i.row_end, i.tag, i.source.a[15:23]))
+        flags = data.StructLayout({"valid": 1, "first": 1, "last": 1, "row_end": 1, "tag": TAG_WIDTH, "exponent": 8})
+        start = Signal(flags)
+        m.d.comb += [start[name].eq(i[name]) for name in ("valid", "first", "last", "row_end", "tag")]
+        m.d.comb += start.exponent.eq(i.source.a[15:23])
+        way = Way(m, start)
         way.past(summed, AlignToInt.LATENCY + Square.LATENCY, name="terms")
         way.past(C(1), ceil_log2(self.lanes), name="tree")
-        valid, beside = way.now.valid, flags(way.now.beside)
+        beside = way.now
+        valid = beside.valid
         m.d.comb += [self.o_next.valid.eq(valid & beside.last), self.o_next.tag.eq(beside.tag)]
         m.d.sync += self.o.valid.eq(self.o_next.valid)
         with m.If(valid):
@@ -655,10 +616,12 @@ class RowScalar(wiring.Component):
             with m.Default():
                 m.d.comb += self.o.a.eq(whole)
 
-        way = _Way(m, self.i.valid, self.i.tag, self.i_next)
+        start = Signal(row_mark())
+        m.d.comb += [start.valid.eq(self.i.valid), start.tag.eq(self.i.tag)]
+        way = Way(m, start, self.i_next)
         for index, (kinds, cycles) in enumerate(self._STAGES):
             way.past(_among(self.kind, kinds), cycles, name=f"stage{index}")
-        m.d.sync += [self.o.valid.eq(way.next.valid), self.o.tag.eq(way.next.beside)]
+        m.d.sync += [self.o.valid.eq(way.next.valid), self.o.tag.eq(way.next.tag)]
         return EnableInserter(self.awake)(m)
 
     def _scaled(self, m, variance):

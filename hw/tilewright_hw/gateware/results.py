@@ -142,7 +142,7 @@ class ResultWriter(wiring.Component):
                 "load": In(1),
                 "next": In(operands(Op.VECTOR)),
                 "command": In(operands(Op.VECTOR)),
-                "room": Out(1),
+                "room": Out(1, init=1),
                 "reserve": In(1),
                 "integer": In(Token),
                 "x5": In(Token),
@@ -160,9 +160,11 @@ class ResultWriter(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         dest = self.command.dest
-        token, high = self._token(m)
-        pairs = dest == Dest.ACT16
+        pairs, integers, raw = self._kinds(m)
+        token, high = self._token(m, pairs, integers, raw)
         m.d.comb += self.last.eq(token.valid & token.last)
+        # As `token` is for this destination, from a cycle before: loads into the row buffer wait for it.
+        m.d.sync += self.row_en.eq(self.x5.valid & (dest == Dest.ROW))
 
         m.submodules.target = target = AddressGenerator(subs=self.parts)
         m.d.comb += [
@@ -173,7 +175,6 @@ class ResultWriter(wiring.Component):
             target.step.eq(Mux(pairs, 2, 1)),
             target.last_sub.eq(Mux((dest == Dest.ACT) | pairs, self.parts - 1, 0)),
             target.token.eq(token),
-            self.row_en.eq(token.valid & (dest == Dest.ROW)),
             self.row.addr.eq(target.addr),
             self.row.data.eq(self.floats),
             self.act.en.eq((token.valid & ((dest == Dest.ACT) | pairs)) | high),
@@ -190,20 +191,30 @@ class ResultWriter(wiring.Component):
         self._store(m, token.valid)
         return m
 
-    def _token(self, m):
+    def _kinds(self, m):
+        """Return whether results come in pairs, are quantised, are the accumulators': registers, as `last` waits."""
+        pairs, integers, raw = Signal(), Signal(), Signal()
+        dest = self.next.dest
+        with m.If(self.load):
+            m.d.sync += [
+                pairs.eq(dest == Dest.ACT16),
+                integers.eq(dest.matches(Dest.ACT, Dest.ACT16, Dest.STORE_INT8)),
+                raw.eq((dest == Dest.STORE_RAW) & (self.next.source == Source.ACC)),
+            ]
+        return pairs, integers, raw
+
+    def _token(self, m, pairs, integers, raw):
         """Return the token in time with the data that the destination takes, and whether ACT16's first half is here."""
-        dest = self.command.dest
         result = delay(m, self.x5, 1, name="result")
         quantised, high = Signal(Token), Signal(Token)
-        integers = dest.matches(Dest.ACT, Dest.ACT16, Dest.STORE_INT8)
         m.d.comb += [quantised.eq(result), quantised.valid.eq(result.valid & integers)]
         quantised = delay(m, quantised, FloatToInt.LATENCY, name="late_quantised")
-        m.d.comb += [high.eq(quantised), high.valid.eq(quantised.valid & (dest == Dest.ACT16))]
+        m.d.comb += [high.eq(quantised), high.valid.eq(quantised.valid & pairs)]
         low = delay(m, high, 1, name="low")
         token = Signal(Token)
-        with m.If((dest == Dest.STORE_RAW) & (self.command.source == Source.ACC)):
+        with m.If(raw):
             m.d.comb += token.eq(self.integer)
-        with m.Elif(dest == Dest.ACT16):
+        with m.Elif(pairs):
             m.d.comb += token.eq(low)
         with m.Elif(integers):
             m.d.comb += token.eq(quantised)
@@ -233,6 +244,6 @@ class ResultWriter(wiring.Component):
                     m.d.comb += word.eq(self.floats[i] << 8)
 
         free = Signal(range(STORE_DEPTH + 1), init=STORE_DEPTH)
-        taken = self.o_store.valid & self.o_store.ready
-        m.d.comb += self.room.eq(free != 0)
-        m.d.sync += free.eq(free - self.reserve + taken)
+        left = Signal.like(free)
+        m.d.comb += left.eq(free - self.reserve + (self.o_store.valid & self.o_store.ready))
+        m.d.sync += [free.eq(left), self.room.eq(left != 0)]

@@ -210,8 +210,10 @@ class VectorUnit(wiring.Component):
         """Issue the command's words: into the store FIFO only where one has room."""
         loops, tokens, results = m.submodules.loops, m.submodules.tokens, m.submodules.results
         new = self.cmd.payload
-        stores = command.dest >= Dest.STORE_INT8
-        pause, room = Signal(), ~stores | results.room
+        stores, pause = Signal(), Signal()
+        with m.If(load):
+            m.d.sync += stores.eq(new.dest >= Dest.STORE_INT8)
+        room = ~stores | results.room
         slow = path.wide | path.quantise16
         m.d.sync += pause.eq(loops.token.valid & (slow | (loops.token.row_end & (command.reduce == Reduce.VAR))))
         m.d.comb += [
@@ -304,10 +306,12 @@ class VectorUnit(wiring.Component):
         connect(m, flipped(self.i_param), param.i_load)
         connect(m, flipped(self.i_table), m.submodules.table.i)
         registers = []
+        started = Signal()  # a cycle after `load`, which is late and far from the lanes; nothing was read by then
+        m.d.sync += started.eq(load)
         for use in (Use.ADDEND, Use.FACTOR):
             register = Signal(vector_word(self.lanes), name=use.name.lower())
             from_param = param_use == use
-            with m.If(load):
+            with m.If(started):
                 m.d.sync += register.eq(0)
             with m.Elif(Mux(from_param, param.fresh, row.fresh & (row_use == use))):
                 m.d.sync += register.eq(Mux(from_param, Value.cast(param.early), Value.cast(row.early)))
