@@ -430,16 +430,19 @@ class Sequencer(wiring.Component):
         low = ceil_log2(lanes)
         slots = Cat(self._words[1], self._words[2])  # the next patch is in the lowest 16 bits
         targets = [slots[16 * i : 16 * i + 4] for i in range(PATCHES)]
+        self._complete = Signal()  # the last beat of an instruction is taken
         self._patching = Signal()
         self._patch_left = Signal()
-        adding, word, lane = Signal(), Signal(4), Signal(range(max(2, lanes)))
-        operand, total = Signal(32), Signal(32)
+        first = Cat(self._words, self._fetcher.o.payload)[self.config.bus_bits + 32 :]  # slots, as they will be then
+        adding, word = Signal(), Signal(4)
+        operand, addend, total = Signal(32), Signal(32), Signal(32)
         m.d.comb += [
             write.en.eq(table.en),
             write.addr.eq(table.addr),
             write.data.eq(table.data),
-            read.en.eq(self._patching),
-            read.addr.eq(slots[4 + low : 11]),
+            # A cycle ahead: the register of the first patch with the last beat, that of the next one beside each patch.
+            read.en.eq(self._complete | self._patching),
+            read.addr.eq(Mux(self._complete, first[4 + low : 11], slots[20 + low : 27])),
             self._patch_left.eq(Cat(slot.any() for slot in targets).any() | adding),
         ]
         m.d.sync += adding.eq(0)
@@ -447,12 +450,12 @@ class Sequencer(wiring.Component):
             m.d.sync += [
                 adding.eq(slots[:4] != 0),
                 word.eq(slots[:4]),
-                # Taken a cycle before the adder, which may be at the same word.
+                # Both are chosen a cycle before the adder, which may be at the same word.
                 operand.eq(Mux(adding & (word == slots[:4]), total, Array(self._words)[slots[:4]])),
-                lane.eq(slots[4 : 4 + low]),
+                addend.eq(Array(read.data)[slots[4 : 4 + low]]),
                 slots.eq(slots >> 16),
             ]
-        m.d.comb += total.eq(operand + Array(read.data)[lane])
+        m.d.comb += total.eq(operand + addend)
         with m.If(adding):
             for i in range(OPERAND_WORD, WORDS):
                 with m.If(word == i):
@@ -509,6 +512,7 @@ class Sequencer(wiring.Component):
                 with m.If(fetcher.o.valid):
                     m.d.sync += beat.eq(beat + 1)
                     with m.If(beat == beats - 1):
+                        m.d.comb += self._complete.eq(1)
                         m.d.sync += [self.pc.eq(self.pc + 1), beat.eq(0)]
                         m.next = "CHECK"
             with m.State("CHECK"):

@@ -40,15 +40,17 @@ _STEPS = {
     r"Executing AUTONAME pass": "naming the cells",
 }
 
-# For ECP5, ABC9 is told a delay (ps of logic; wires take the rest of a cycle). Without one it maps every path for
-# the least depth, with more tables; with 8 ns there were 1.4 % less, but paths of 25 ns when placed.
+# What ABC9 is told for ECP5 where only the cost is asked for: paths may have 7 ns of logic, which takes fewer tables.
+# For place and route it is told nothing, and maps every path for the least depth, which leaves the most time for wires.
+_FOR_AREA = "scratchpad -set abc9.D 7000"
+
 _SCRIPTS: dict[Family, str] = {
     "ecp5": """\
 read_rtlil design.il
 read_verilog shell.v
 hierarchy -check -top {shell}
 {multipliers}
-scratchpad -set abc9.D 6000
+{aim}
 synth_ecp5 -top {shell}
 dump -o cells {kinds}
 setattr -mod -unset keep_hierarchy {module}
@@ -196,7 +198,10 @@ def _synthesize(design: Design, target: Target, out: Path, tell: Progress, *, fi
         if family == "ecp5":
             shutil.copy(TECHMAP, folder)
             multipliers = map_multipliers(in_tables(design, FILL * target.has.dsps) if fit else [])
-        script = _SCRIPTS[family].format(shell=SHELL, module=design.module, kinds=kinds, multipliers=multipliers)
+        aim = "" if fit else _FOR_AREA
+        script = _SCRIPTS[family].format(
+            shell=SHELL, module=design.module, kinds=kinds, multipliers=multipliers, aim=aim
+        )
         tell("starting Yosys")
         run_yosys(script, folder, steps=_STEPS, tell=tell)
         costs = by_block(read_cells((folder / "cells").read_text(encoding="utf-8")), design, family)
