@@ -23,7 +23,7 @@ FAST = {
     "systolic_array": None,
     "softmax": None,
     "stream_fifo": None,
-    "accelerator": None,
+    "accelerator": "registers|products/share=0.3|row_operations/share=0.4|errors|reset_in_the_middle",
     "control_registers": None,
     "memory_reader": "once/share=0.3|full_fifo|error|reset_in_the_middle/cycles=60",
 }
