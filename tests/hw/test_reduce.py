@@ -224,6 +224,7 @@ def test_row_scalar(kind, scale16):
     valid[0] = 0  # every row is announced a cycle before
     valid[-1] = 0  # it stays at the ports while the others come out
     tags = [rng.getrandbits(2) for _ in rows]
+    announced = [{"valid": v, "tag": tag} for v, tag in zip([*valid[1:], 0], [*tags[1:], 0], strict=True)]
     outputs = f24.run_pipeline(
         dut,
         dut.latency(kind),
@@ -240,11 +241,11 @@ def test_row_scalar(kind, scale16):
                     "sum": second % (1 << 32),
                     "index": second % (1 << 24),
                     "exponent": exponent,
-                    "tag": tags[k],
+                    "tag": tag,
                 },
-                "i_next": {"valid": (valid + [0])[k + 1], "tag": (tags + [0])[k + 1]},
+                "i_next": following,
             }
-            for k, (v, (value, second, exponent)) in enumerate(zip(valid, rows, strict=True))
+            for v, tag, (value, second, exponent), following in zip(valid, tags, rows, announced, strict=True)
         ],
         lambda ctx: (ctx.get(dut.o.valid), ctx.get(dut.o.tag), ctx.get(dut.o.a), ctx.get(dut.o.b)),
     )

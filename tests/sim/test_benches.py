@@ -1,4 +1,4 @@
-"""The cocotb benches run, and fail when the design is wrong. A build takes some 10 s, so `make test` has but eight."""
+"""The cocotb benches run, and fail when the design is wrong. A build takes some 10 s, so `make test` has but six."""
 
 import shutil
 import subprocess

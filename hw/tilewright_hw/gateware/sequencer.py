@@ -371,9 +371,9 @@ class Sequencer(wiring.Component):
         wiring.connect(m, wiring.flipped(self.fetch), fetcher.fetch)
         wiring.connect(m, wiring.flipped(self.i_fetch), fetcher.i_fetch)
         # The first beats leave at the low end, so that each ends in its place.
+        self._moved = Cat(self._words, fetcher.o.payload)[self.config.bus_bits :]  # the words with the beat at hand
         with m.If(fetcher.o.valid & fetcher.o.ready):
-            words = self._words.as_value()
-            m.d.sync += words.eq(Cat(words, fetcher.o.payload)[self.config.bus_bits :])
+            m.d.sync += self._words.as_value().eq(self._moved)
 
     def _add_queue(self, m, unit):
         """Add the queue in front of one unit."""
@@ -433,7 +433,6 @@ class Sequencer(wiring.Component):
         self._complete = Signal()  # the last beat of an instruction is taken
         self._patching = Signal()
         self._patch_left = Signal()
-        first = Cat(self._words, self._fetcher.o.payload)[self.config.bus_bits + 32 :]  # slots, as they will be then
         adding, word = Signal(), Signal(4)
         operand, addend, total = Signal(32), Signal(32), Signal(32)
         m.d.comb += [
@@ -442,7 +441,7 @@ class Sequencer(wiring.Component):
             write.data.eq(table.data),
             # A cycle ahead: the register of the first patch with the last beat, that of the next one beside each patch.
             read.en.eq(self._complete | self._patching),
-            read.addr.eq(Mux(self._complete, first[4 + low : 11], slots[20 + low : 27])),
+            read.addr.eq(Mux(self._complete, self._moved[36 + low : 43], slots[20 + low : 27])),
             self._patch_left.eq(Cat(slot.any() for slot in targets).any() | adding),
         ]
         m.d.sync += adding.eq(0)

@@ -16,8 +16,8 @@ class Way:
     A stage that is not used keeps nothing: it could come out of it in the next instruction. What is at a place comes
     from the last stage before it that is used: all stages meet in one OR there, not in a chain of choices.
 
-    `now` is what is at the place in this cycle, `next` what will be there in the next one, as far as the way began with
-    the latter too: so the end of a way can be a register, at no cost in cycles.
+    `now` is what is at the place in this cycle. Where what enters is known a cycle ahead, so is what comes out, `next`:
+    the end of a way can be a register then, at no cost in cycles.
 
     Parameters
     ----------
@@ -26,36 +26,44 @@ class Way:
     start : view with a field `valid`
         What enters.
     following : view of the same shape, optional
-        What enters in the next cycle. Default: never known, and `next` of no use.
+        What enters in the next cycle. Without it there is no `next`.
     """
 
     def __init__(self, m, start, following=None):
         self.m = m
-        self.now = start
-        self.next = Signal.like(start, name="next") if following is None else following
-        # All that may be at this place, now and in the next cycle, and whether the last stage used is theirs.
-        self._sources = [(self.now, self.next, C(1))]
+        self._here = (start,) if following is None else (start, following)  # now, and in the next cycle
+        # All that may be at this place, at those times, and whether the last stage used is theirs.
+        self._sources = [(self._here, C(1))]
+
+    @property
+    def now(self):
+        """What is at this place."""
+        return self._here[0]
+
+    @property
+    def next(self):
+        """What will be there in the next cycle."""
+        return self._here[1]
 
     def past(self, used, cycles, *, name):
         """Go past a stage of so many cycles; return `now` behind it."""
         m = self.m
-        entering = []
-        for time, before in (("then", self.next), ("in", self.now)):
+        stage = []  # what is at its end comes first, and what will be there in the next cycle is one register before
+        for time, before in zip(("in", "then"), self._here, strict=False):
             late = Signal.like(before, name=f"{name}_{time}")
             m.d.comb += [late.eq(before), late.valid.eq(before.valid & used)]
-            entering.append(late)
+            stage.append(late)
         for n in range(cycles):
-            entering.append(delay(m, entering[-1], 1, name=f"{name}_{n}"))
-        self._sources = [(now, then, theirs & ~used) for now, then, theirs in self._sources]
-        self._sources.append((entering[-1], entering[-2], used))
-        self.now = self._meet(0, f"{name}_now")
-        self.next = self._meet(1, f"{name}_next")
+            stage.insert(0, delay(m, stage[0], 1, name=f"{name}_{n}"))
+        times = len(self._here)
+        self._sources = [(source, theirs & ~used) for source, theirs in self._sources] + [(stage[:times], used)]
+        self._here = tuple(self._meet(time, f"{name}_{('now', 'next')[time]}") for time in range(times))
         return self.now
 
     def _meet(self, time, name):
         """Return what is at this place: 0 for this cycle, 1 for the next."""
         met = Signal.like(self.now, name=name)
         width = len(Value.cast(met))
-        chosen = [Value.cast(source[time]) & source[2].replicate(width) for source in self._sources]
+        chosen = [Value.cast(source[time]) & theirs.replicate(width) for source, theirs in self._sources]
         self.m.d.comb += met.eq(reduce(or_, chosen))
         return met
