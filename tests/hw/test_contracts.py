@@ -109,8 +109,13 @@ def at(component, path):
 
 
 def cycles_until(dut, inputs, wanted, *, limit=80):
-    """Apply inputs (a valid or start for one cycle) and return the cycles until `wanted` is 1."""
+    """Apply inputs (a valid until it is taken, a start for one cycle) and return the cycles until `wanted` is 1."""
     found = []
+
+    def taken(ctx, path):
+        if path.endswith("valid"):
+            return ctx.get(at(dut, path.replace("valid", "ready")))
+        return path.endswith(("start", "en"))
 
     async def bench(ctx):
         await ctx.tick().repeat(3)
@@ -120,9 +125,9 @@ def cycles_until(dut, inputs, wanted, *, limit=80):
             if ctx.get(at(dut, wanted)):
                 found.append(cycle)
                 return
-            taken = [path for path in inputs if re.search(r"(valid|start|en)$", path)]
+            over = [path for path in inputs if taken(ctx, path)]
             await ctx.tick()
-            for path in taken:
+            for path in over:
                 ctx.set(at(dut, path), 0)
 
     simulate(dut, bench)

@@ -135,9 +135,11 @@ class Lane(wiring.Component):
         product1, x2 = self._multiply(m)
 
         m.submodules.add = add = FloatAdd()
+        turned = Signal()  # a second register: the multipliers' choices hang on the first
+        m.d.sync += turned.eq(path.rotate)
         m.d.comb += [
             add.a.eq(x2),
-            add.b.eq(self.addend | self.stat | (product1 & path.rotate.replicate(24))),
+            add.b.eq(self.addend | self.stat | (product1 & turned.replicate(24))),
         ]
         with m.If(self.load_x3):
             m.d.sync += self.x3.eq(Mux(path.add, add.o, x2))

@@ -277,9 +277,9 @@ def reduce_beat(lanes):
 class RowReduce(wiring.Component):
     """Reduce beats of L floats to one value per entry: the maximum as F24, or the exact integer sum.
 
-    MAX and ARGMAX (of no elements: +0), ABSMAX and QSCALE give an F24 in the low 24 bits of `value`; EXPSUM, SUMSQ and
-    SUM a signed 64-bit integer. ARGMAX gives in `index` the first index of the maximum, `origin` + its place in the
-    row. VAR gives the sum of squares in `value`, and that of the integers in `sum`.
+    MAX and ARGMAX (of no elements: +0), ABSMAX and QSCALE give an F24 in `maximum`; EXPSUM, SUMSQ and SUM a signed
+    64-bit integer in `total`. ARGMAX gives in `index` the first index of the maximum, `origin` + its place in the row.
+    VAR gives the sum of squares in `total`, and that of the integers in `sum`.
 
     Rigid pipeline, one beat per cycle; `o.valid` pulses `latency(kind)` cycles after a beat with `last`. An entry's
     integers are aligned to each beat's own exponent: it must not change within the entry.
@@ -303,8 +303,8 @@ class RowReduce(wiring.Component):
     i : In(reduce_beat(lanes))
         Beats.
     o : Out(row_value)
-        {valid, value 64, sum 32, index 24, exponent 8, tag}: ready to be `RowScalar`'s input. `exponent` is that of the
-        first beat.
+        {valid, maximum, total 64, sum 32, index 24, exponent 8, tag}: ready to be `RowScalar`'s input. `exponent` is
+        that of the first beat. All but `maximum` and `index` are registers.
     o_next : Out(row_mark)
         `valid` of the next cycle, and the tag that comes with it.
     """
@@ -351,7 +351,8 @@ class RowReduce(wiring.Component):
         best, index = self._maxima(m, valid, beside)
         # Key 0 means that no lane took part.
         m.d.comb += [
-            self.o.value.eq(Mux(summed, total, Mux(best.any(), from_order_key(best), 0))),
+            self.o.maximum.eq(Mux(best.any(), from_order_key(best), 0)),
+            self.o.total.eq(total),
             self.o.sum.eq(plain),
             self.o.index.eq(index),
         ]
@@ -423,12 +424,14 @@ class RowReduce(wiring.Component):
 def row_value():
     """Return the payload between `RowReduce` and `RowScalar`.
 
-    valid, the row's value, its sum (VAR) and index (ARGMAX) beside it, its exponent E (biased), tag.
+    valid, the row's maximum or total (the other one is anything), its sum (VAR) and index (ARGMAX) beside it, its
+    exponent E (biased), tag.
     """
     return data.StructLayout(
         {
             "valid": 1,
-            "value": unsigned(SUM_WIDTH),
+            "maximum": F24,
+            "total": signed(SUM_WIDTH),
             "sum": unsigned(32),
             "index": unsigned(24),
             "exponent": unsigned(8),
@@ -507,20 +510,20 @@ class Variance(wiring.Component):
 class RowScalar(wiring.Component):
     """Turn a row's maximum or sum into its statistics entry (a, b).
 
-    =======  =============================================================  ==============
+    =======  =============================================================  ==================================
     kind     a                                                              b
-    =======  =============================================================  ==============
-    MAX      value                                                          +0
-    ABSMAX   value                                                          +0
-    QSCALE   recip(b)                                                       mul(value, const1), bf16 with scale16
-    EXPSUM   recip(scale2(i2f(value), -24))                                 +0
-    SUMSQ    rsqrt(add(mul(scale2(i2f(value), 2(E-15)), const1), const2))   +0
-    SUM      mul(scale2(i2f(value), E-15), const1)                          +0
+    =======  =============================================================  ==================================
+    MAX      maximum                                                        +0
+    ABSMAX   maximum                                                        +0
+    QSCALE   recip(b)                                                       mul(maximum, const1), bf16 with scale16
+    EXPSUM   recip(scale2(i2f(total), -24))                                 +0
+    SUMSQ    rsqrt(add(mul(scale2(i2f(total), 2(E-15)), const1), const2))   +0
+    SUM      mul(scale2(i2f(total), E-15), const1)                          +0
     VAR      rsqrt(add(v, const2))                                          mul(-u, a)
-    ARGMAX   value                                                          index
-    =======  =============================================================  ==============
+    ARGMAX   maximum                                                        index
+    =======  =============================================================  ==================================
 
-    VAR: v = mul(mul(scale2(i2f(n * value - sum^2), 2(E-15)), const1), const1), u = mul(scale2(i2f(sum), E-15),
+    VAR: v = mul(mul(scale2(i2f(n * total - sum^2), 2(E-15)), const1), const1), u = mul(scale2(i2f(sum), E-15),
     const1).
 
     Rigid pipeline, one row per cycle: integer to float, scale2, multiply, round, add, reciprocal. A kind leaves out
@@ -541,9 +544,8 @@ class RowScalar(wiring.Component):
     scale16 : In(1)
         QSCALE rounds b to bfloat16.
     i : In(row_value)
-        {valid, value 64, sum 32, index 24, exponent 8, tag}: F24 in the low bits of value for MAX, ABSMAX, QSCALE and
-        ARGMAX, a signed integer for the others; exponent: bits 15 to 22 of field a of the source entry (SUMSQ, SUM,
-        VAR).
+        {valid, maximum, total 64, sum 32, index 24, exponent 8, tag}: the maximum matters for MAX, ABSMAX, QSCALE and
+        ARGMAX, the total for the others; exponent: bits 15 to 22 of field a of the source entry (SUMSQ, SUM, VAR).
     i_next : In(row_mark)
         {valid, tag} of `i`, a cycle ahead.
     o : Out(row_entry)
@@ -584,10 +586,10 @@ class RowScalar(wiring.Component):
         m.submodules.reciprocal = reciprocal = ReciprocalUnit()
         variance = Signal()
         m.d.comb += variance.eq(self.kind == Reduce.VAR)
-        whole, total = self.i.value[:24], self._scaled(m, variance)
+        maximum, total = self.i.maximum, self._scaled(m, variance)
         # Each block has only the sources that some kind takes it from; the way passes all of them in turn.
         m.d.comb += [
-            mul.a.eq(Mux(self.kind == Reduce.QSCALE, whole, total)),
+            mul.a.eq(Mux(self.kind == Reduce.QSCALE, maximum, total)),
             mul.b.eq(self.const1),
             again.a.eq(mul.o),
             again.b.eq(self.const1),
@@ -612,9 +614,9 @@ class RowScalar(wiring.Component):
             with m.Case(Reduce.SUM):
                 m.d.comb += self.o.a.eq(mul.o)
             with m.Case(Reduce.ARGMAX):
-                m.d.comb += [self.o.a.eq(whole), self.o.b.eq(self.i.index)]
+                m.d.comb += [self.o.a.eq(maximum), self.o.b.eq(self.i.index)]
             with m.Default():
-                m.d.comb += self.o.a.eq(whole)
+                m.d.comb += self.o.a.eq(maximum)
 
         start = Signal(row_mark())
         m.d.comb += [start.valid.eq(self.i.valid), start.tag.eq(self.i.tag)]
@@ -630,7 +632,7 @@ class RowScalar(wiring.Component):
         m.submodules.convert = convert = IntToFloat(SUM_WIDTH)
         m.submodules.scale = scale = Scale2()
         m.d.comb += [unit.start.eq(self.i.valid), unit.n.eq(self.n)]
-        m.d.comb += [unit.i_squares.eq(self.i.value), unit.i_sum.eq(self.i.sum)]
+        m.d.comb += [unit.i_squares.eq(self.i.total), unit.i_sum.eq(self.i.sum)]
         early = Variance.LATENCY - 1
         is_sum = delay(m, self.i.valid & variance, early, name="is_sum")
         total = delay(m, self.i.sum, early, name="total").as_signed()
@@ -652,7 +654,7 @@ class RowScalar(wiring.Component):
         with m.Elif(variance):
             m.d.comb += convert.i.eq(unit.o)
         with m.Else():
-            m.d.comb += convert.i.eq(self.i.value)
+            m.d.comb += convert.i.eq(self.i.total)
         m.d.comb += [scale.i.eq(convert.o), scale.k.eq(delay(m, shift, IntToFloat.LATENCY, name="shift"))]
         return scale.o
 

@@ -52,7 +52,7 @@ class RowStatistics(wiring.Component):
     scalar : Out(F24)
         The first multiplier's factor, in time with x0.
     addition : Out(F24)
-        Minus field a (a zero may be negative), or field b, at the adder.
+        What the instruction adds of the entry, at the adder: minus field a (a zero may be negative), field b, or 0.
     source : Out(stat_entry())
         The entry, in time with x5; with reduce_outer that of the first inner row.
     entry : In(row_entry())
@@ -102,10 +102,14 @@ class RowStatistics(wiring.Component):
         m.submodules.addends = addends = Ring(F24, depth=ROWS_IN_FLIGHT, transparent=True)
         m.d.comb += [
             addends.put.eq(fresh),
-            addends.put_data.eq(Mux(command.add == Add.STAT_B, stat.b, stat.a ^ (1 << 23))),
             addends.take.eq(first_of(m, self.addend, self.addend.row_end, name="addend")),
             self.addition.eq(addends.data),
         ]
+        with m.Switch(command.add):
+            with m.Case(Add.NEG_STAT_A):
+                m.d.comb += addends.put_data.eq(stat.a ^ (1 << 23))
+            with m.Case(Add.STAT_B):
+                m.d.comb += addends.put_data.eq(stat.b)
         m.submodules.sources = sources = Ring(stat_entry(), depth=ROWS_IN_FLIGHT)
         m.d.comb += [
             sources.put.eq(fresh & (first_of(m, self.x0, self._end(self.x0), name="x0"))),

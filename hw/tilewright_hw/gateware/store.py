@@ -449,8 +449,8 @@ class StoreUnit(wiring.Component):
     its address, and does not wait for the address to be taken. `i_data` takes words ahead of the command too, as long
     as there is room.
 
-    Latency: the first address of a command is offered COMMAND_LATENCY cycles after the command was taken, if none is
-    before it.
+    Latency: the first address of a command is offered COMMAND_LATENCY cycles after the command was, if none is before
+    it.
 
     Number format: elements of 8, 16 or 32 bits, the low ones of those in the store stream, as they are.
 
@@ -462,13 +462,14 @@ class StoreUnit(wiring.Component):
     Members
     -------
     cmd : In(stream of operands(Op.STORE))
-        Commands; the next is taken when the addresses of the former have been generated.
+        Commands; the next is taken when the addresses of the former have been generated, and at the earliest in the
+        second cycle in which it is offered.
     done : Out(1)
         One pulse per command, in order, after all its write responses.
     i_data : In(stream of store_word(L))
         The store stream.
     bases : In(64).array(8)
-        Base registers; read when a command is taken.
+        Base registers; read in the cycle before a command is taken.
     axi : Out(AxiWrite)
         The master's write channels.
     error : Out(1)
@@ -479,7 +480,7 @@ class StoreUnit(wiring.Component):
         No command is held and no write outstanding.
     """
 
-    COMMAND_LATENCY = 5
+    COMMAND_LATENCY = 6
 
     def __init__(self, config):
         self.config = check_config(config)
@@ -537,10 +538,13 @@ class StoreUnit(wiring.Component):
             bus_bytes=config.bus_bytes, beats=config.burst_beats, bits=RUN_BITS
         )
         walking, start = Signal(), Signal()
-        select_base(m, self.bases, self.cmd.p.base, rows.base)
+        # The base registers are far away: the command's is chosen one cycle, and used from the next one on.
+        base, chosen = Signal(64), Signal()
+        select_base(m, self.bases, self.cmd.p.base, base)
+        m.d.sync += [rows.base.eq(base), chosen.eq(self.cmd.valid & ~start)]
         m.d.comb += [
-            self.cmd.ready.eq(~walking),
-            start.eq(self.cmd.valid & ~walking),
+            self.cmd.ready.eq(chosen & ~walking),
+            start.eq(self.cmd.valid & chosen & ~walking),
             rows.start.eq(start),
             runs.start.eq(start),
             rows.command.eq(self.cmd.p),

@@ -325,7 +325,6 @@ class VectorUnit(wiring.Component):
         recall = Ring(vector_word(self.lanes), depth=1 << LaneFunction.TABLE_LATENCY.bit_length())
         m.submodules.recall = recall
         own = path.func & path.own
-        added = command.add.matches(Add.NEG_STAT_A, Add.STAT_B)
         m.d.comb += [
             recall.put.eq(delay(m, tokens.x3.valid, 1, name="x3_valid") & own),
             recall.take.eq(tokens.factor.valid & own),
@@ -350,7 +349,7 @@ class VectorUnit(wiring.Component):
                 lane.partner_x0.eq(lanes[i ^ 1].x0),
                 lane.partner_param.eq(param[i ^ 1]),
                 lane.addend.eq(addend[i]),
-                lane.stat.eq(Mux(added, statistics.addition, 0)),
+                lane.stat.eq(statistics.addition),
                 lane.factor.eq(factor[i]),
                 lane.recalled.eq(recall.data[i]),
                 recall.put_data[i].eq(lane.x3),

@@ -14,6 +14,7 @@ from tilewright.perf.timing import (
     EPOCH,
     FIFO_LATENCY,
     PREFETCH,
+    STORE_CHOICE,
     entry_delay,
     result_delay,
     row_pause,
@@ -398,7 +399,7 @@ class Machine:
         valid = max(event.pushed + 3, before + 2, met + 2)
         event.met, event.blocker = met, blocker
         queue.posted = True
-        self._post(max(valid, free), lambda cycle: self._enter(unit, cycle))
+        self._post(max(valid + (STORE_CHOICE if unit == Unit.STORE else 0), free), lambda cycle: self._enter(unit, cycle))
 
     def _unit_free(self, unit: Unit) -> int:
         if unit == Unit.WEIGHT:

@@ -40,6 +40,8 @@ STORE_DEPTH = 32
 # Store unit (store.py)
 STORE_FIFO = 64
 STORE_RUNS = 8
+STORE_CHOICE = 1
+"""Cycles in which a STORE is offered before it is taken."""
 ROW_LATENCY = 2
 RUN_WALK_LATENCY = 1
 
