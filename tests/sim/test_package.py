@@ -49,19 +49,26 @@ def run_bench(folder, simulator="verilator"):
 def mutated(folder, to, before, after):
     """Copy a package, with a change of its Verilog."""
     copy = Path(shutil.copytree(folder, to, ignore=shutil.ignore_patterns("build")))
-    path = next(copy.glob("*.v"))
+    change(copy, before, after)
+    return copy
+
+
+def change(folder, before, after):
+    """Change a package's Verilog."""
+    path = next(folder.glob("*.v"))
     text = path.read_text()
     assert before in text, before
     path.write_text(text.replace(before, after))
-    return copy
 
 
 @needs_libpython
 def test_the_bench_of_a_block_passes_and_finds_a_planted_bug(fifo, tmp_path):
-    done = run_bench(fifo)
+    folder = Path(shutil.copytree(fifo, tmp_path / "fifo"))
+    done = run_bench(folder)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "1 passed, 0 failed" in done.stdout
-    wrong = run_bench(mutated(fifo, tmp_path / "wrong", "(i_payload)", "({i_payload[6:1], 1'h0})"))
+    change(folder, "(i_payload)", "({i_payload[6:1], 1'h0})")  # in its place: make compiles what has changed
+    wrong = run_bench(folder)
     assert wrong.returncode != 0
     assert "o_payload is" in wrong.stdout + wrong.stderr
 

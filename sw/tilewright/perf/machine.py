@@ -397,9 +397,11 @@ class Machine:
             return
         before = queue.events[queue.taken - 1].taken if queue.taken else -2
         valid = max(event.pushed + 3, before + 2, met + 2)
+        if unit == Unit.STORE:
+            valid += STORE_CHOICE
         event.met, event.blocker = met, blocker
         queue.posted = True
-        self._post(max(valid + (STORE_CHOICE if unit == Unit.STORE else 0), free), lambda cycle: self._enter(unit, cycle))
+        self._post(max(valid, free), lambda cycle: self._enter(unit, cycle))
 
     def _unit_free(self, unit: Unit) -> int:
         if unit == Unit.WEIGHT:
