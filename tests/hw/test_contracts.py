@@ -156,8 +156,8 @@ VECTOR = {"n": 4, "m": 1, "h": 1}
         (Sequencer(TINY), {"start": 1}, "fetch.valid", Sequencer.START_LATENCY),
         (VectorUnit(TINY), {"cmd.valid": 1, "cmd.payload": VECTOR}, "acc_en", VectorUnit.ISSUE_LATENCY),
         (ControlRegisters(TINY), {"bus.awvalid": 1, "bus.wvalid": 1, "bus.bready": 1}, "bus.bvalid",
-         ControlRegisters.LATENCY),
-        (ControlRegisters(TINY), {"bus.arvalid": 1, "bus.rready": 1}, "bus.rvalid", ControlRegisters.LATENCY),
+         ControlRegisters.WRITE_LATENCY),
+        (ControlRegisters(TINY), {"bus.arvalid": 1, "bus.rready": 1}, "bus.rvalid", ControlRegisters.READ_LATENCY),
         pytest.param(
             Accelerator(TINY), {"s_axil_awvalid": 1, "s_axil_awaddr": REGISTERS["CONTROL"].address, "s_axil_wvalid": 1,
                                 "s_axil_wdata": 1, "s_axil_wstrb": 15}, "m_axi_arvalid", Accelerator.START_LATENCY,

@@ -16,6 +16,8 @@ from tilewright_hw.gateware.checks import check_config
 __all__ = ["EVENTS", "ControlRegisters"]
 
 ADDRESS_BITS = 12
+GROUP = 8
+"""Registers that a read chooses from in its first cycle."""
 
 EVENTS = data.StructLayout({name.lower(): 1 for name, _ in COUNTERS if name != "CYCLES"})
 """What is counted, one bit per counter; a bit that is set counts the cycle."""
@@ -29,8 +31,8 @@ class ControlRegisters(wiring.Component):
 
     Flow control: AXI4-Lite; one write and one read are handled at a time. All else is rigid.
 
-    Latency: a response follows LATENCY cycles after the address (and data) were taken. No output depends
-    combinationally on an input.
+    Latency: a write's response follows WRITE_LATENCY cycles after its address and data were taken, a read's
+    READ_LATENCY after its address. No output depends combinationally on an input.
 
     Number format: 32 bits (docs/registers.md); 64-bit addresses in two registers, the low half first.
 
@@ -62,7 +64,8 @@ class ControlRegisters(wiring.Component):
         An enabled interrupt is pending.
     """
 
-    LATENCY = 2
+    WRITE_LATENCY = 2
+    READ_LATENCY = 3
 
     def __init__(self, config: AcceleratorConfig):
         self.config = check_config(config)
@@ -223,23 +226,38 @@ class ControlRegisters(wiring.Component):
             ]
 
     def _read_channel(self, m, values):
-        """Hold an address; answer in the next cycle."""
+        """Hold an address; choose within every group of registers in one cycle, and among the groups in the next."""
         bus = self.bus
-        has_addr = Signal()
+        has_addr, chosen = Signal(), Signal()
         addr = Signal(ADDRESS_BITS)
         m.d.comb += bus.arready.eq(~has_addr)
         with m.If(bus.arvalid & bus.arready):
             m.d.sync += [has_addr.eq(1), addr.eq(bus.araddr)]
+        m.d.sync += chosen.eq(has_addr)
+        groups = self._groups(m, addr[2:][: exact_log2(GROUP)], values)
         with m.If(bus.rready):
             m.d.sync += bus.rvalid.eq(0)
-        with m.If(has_addr & ~bus.rvalid):
+        with m.If(has_addr & chosen & ~bus.rvalid):
             m.d.sync += [
                 has_addr.eq(0),
                 bus.rvalid.eq(1),
                 bus.rdata.eq(0),
                 bus.rresp.eq(Response.SLVERR),
             ]
-            with m.Switch(addr[2:]):
-                for name, value in values.items():
-                    with m.Case(REGISTERS[name].address >> 2):
-                        m.d.sync += [bus.rdata.eq(value), bus.rresp.eq(Response.OKAY)]
+            with m.Switch(addr[2:] // GROUP):
+                for group, (value, known) in groups.items():
+                    with m.Case(group):
+                        m.d.sync += [bus.rdata.eq(value), bus.rresp.eq(Mux(known, Response.OKAY, Response.SLVERR))]
+
+    def _groups(self, m, place, values):
+        """Return, per group, registers with the value at a place of it, and whether there is a register."""
+        groups = {}
+        for name, value in values.items():
+            group, index = divmod(REGISTERS[name].address >> 2, GROUP)
+            if group not in groups:
+                groups[group] = Signal(32, name=f"group_{group}"), Signal(name=f"group_{group}_known")
+                m.d.sync += [part.eq(0) for part in groups[group]]
+            chosen, known = groups[group]
+            with m.If(place == index):
+                m.d.sync += [chosen.eq(value), known.eq(1)]
+        return groups

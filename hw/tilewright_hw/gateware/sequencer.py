@@ -492,6 +492,7 @@ class Sequencer(wiring.Component):
         running = Signal()
         free = Signal()  # this instruction's own dependencies are met, for those without a queue
         table = unpack_operands(Op.LDREGS, self._words)
+        base, load_addr = Signal.like(table.base), fetcher.load.p.addr  # the base registers are far away
         m.d.comb += [
             free.eq(Cat(_reached(self._completed[u], self._targets[u]) for u in Unit).all()),
             self.busy.eq(running & ~self._halted),
@@ -516,12 +517,15 @@ class Sequencer(wiring.Component):
                         m.next = "CHECK"
             with m.State("CHECK"):
                 m.d.comb += self._patching.eq(self._patch_left)
-                m.d.sync += [code.eq(self._check()), self._set_targets()]
-                m.d.sync += fetcher.load.p.addr.eq(Array(self.bases)[table.base])
+                m.d.sync += [code.eq(self._check()), self._set_targets(), base.eq(table.base)]
                 with m.If(~self._patch_left):
                     m.next = "ISSUE"
             with m.State("ISSUE"):
+                m.d.sync += load_addr.eq(Array(self.bases)[base])
                 self._issue_state(m, opcode, code, free)
+            with m.State("ADDRESS"):
+                m.d.sync += load_addr.eq(load_addr + table.offset)
+                m.next = "LOAD"
             with m.State("LOAD"):
                 m.d.comb += fetcher.load.valid.eq(1)
                 with m.If(fetcher.load.ready):
@@ -542,7 +546,6 @@ class Sequencer(wiring.Component):
 
     def _issue_state(self, m, opcode, code, free):
         """Issue the instruction in hand, or stop at an illegal one."""
-        load = self._fetcher.load
         with m.If(code != ErrorCode.NONE):
             m.d.sync += [self.error_code.eq(code), self._halted.eq(1)]
         with m.Elif(~self._epoch_over), m.Switch(opcode):
@@ -550,10 +553,7 @@ class Sequencer(wiring.Component):
                 with m.Case(queue.op), m.If(queue.i.ready):
                     m.d.comb += [self._push[unit].eq(1), self._issue.eq(1)]
                     m.next = "TAKE"
-            for op, state in ((Op.NOP, "TAKE"), (Op.LDREGS, "LOAD"), (Op.END, "END")):
+            for op, state in ((Op.NOP, "TAKE"), (Op.LDREGS, "ADDRESS"), (Op.END, "END")):
                 with m.Case(op), m.If(free):
                     m.d.comb += self._issue.eq(1)
-                    if op == Op.LDREGS:
-                        offset = unpack_operands(op, self._words).offset
-                        m.d.sync += load.p.addr.eq(load.p.addr + offset)
                     m.next = state

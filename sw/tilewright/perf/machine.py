@@ -368,7 +368,7 @@ class Machine:
             return
         if step.op == Op.LDREGS:
             self._table_blocked = True
-            self._table_from = cycle + 1
+            self._table_from = cycle + 2
             words = self.request * (self.config.bus_bits // 32)
             self._table_left = -(-step.fields["count"] // words)
             if not self._waiting:
