@@ -35,8 +35,8 @@ class AddressGenerator(wiring.Component):
     """The addresses of a region of rows, one per token: base + m*step_m + h*step_h + (w // subs)*step.
 
     m, h and w count outer rows, inner rows and the words of a row, as the tokens say; `sub` is w modulo the sub-words
-    of an address. One adder: the address for the next token is there a cycle after this one. Rigid: tokens may come in
-    every cycle, and `load` may not coincide with one.
+    of an address. One adder, on what the token before has left in registers: `addr` does not wait for the token of its
+    cycle, which comes late. Rigid: tokens may come in every cycle, and `load` may not coincide with one.
 
     Parameters
     ----------
@@ -80,30 +80,30 @@ class AddressGenerator(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        outer, inner = Signal(16), Signal(16)  # where the outer and the inner row began
-        wrap = Signal()
-        start, step, after = Signal(16), Signal(16), Signal(16)
+        outer, inner, before = Signal(16), Signal(16), Signal(16)  # of the outer row, the inner row, the last token
+        row_ended, outer_ended, moved_on = Signal(), Signal(), Signal()  # what the last token was
+        start, step, wrap = Signal(16), Signal(16), Signal()
         m.d.comb += [
             wrap.eq(self.sub == self.last_sub),
-            start.eq(self.addr),
-            step.eq(Mux(wrap, self.step, 0)),
-            after.eq(start + step),
+            start.eq(before),
+            step.eq(Mux(moved_on, self.step, 0)),
+            self.addr.eq(start + step),
         ]
-        with m.If(self.token.outer_end):
+        with m.If(outer_ended):
             m.d.comb += [start.eq(outer), step.eq(self.step_m)]
-        with m.Elif(self.token.row_end):
+        with m.Elif(row_ended):
             m.d.comb += [start.eq(inner), step.eq(self.step_h)]
 
         with m.If(self.load):
-            m.d.sync += [s.eq(self.base) for s in (self.addr, outer, inner)]
-            m.d.sync += self.sub.eq(0)
+            m.d.sync += [address.eq(self.base) for address in (outer, inner, before)]
+            m.d.sync += [self.sub.eq(0), row_ended.eq(0), outer_ended.eq(0), moved_on.eq(0)]
         with m.Elif(self.token.valid):
-            m.d.sync += self.addr.eq(after)
-            m.d.sync += self.sub.eq(Mux(self.token.row_end | wrap, 0, self.sub + 1))
-            with m.If(self.token.row_end):
-                m.d.sync += inner.eq(after)
-            with m.If(self.token.outer_end):
-                m.d.sync += outer.eq(after)
+            m.d.sync += [row_ended.eq(self.token.row_end), outer_ended.eq(self.token.outer_end), moved_on.eq(wrap)]
+            m.d.sync += [before.eq(self.addr), self.sub.eq(Mux(self.token.row_end | wrap, 0, self.sub + 1))]
+            with m.If(row_ended):
+                m.d.sync += inner.eq(self.addr)
+            with m.If(outer_ended):
+                m.d.sync += outer.eq(self.addr)
         return m
 
 

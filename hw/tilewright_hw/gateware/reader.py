@@ -13,7 +13,7 @@ from tilewright_hw.gateware.axi import AxiRead, drive_address
 from tilewright_hw.gateware.burst import BurstSplitter, RunGenerator, burst, largest_burst, run
 from tilewright_hw.gateware.checks import check_config
 from tilewright_hw.gateware.expand import EXPANSION, NibbleExpander
-from tilewright_hw.gateware.fifo import ReadyBuffer, StreamFifo
+from tilewright_hw.gateware.fifo import ReadyBuffer, StreamBuffer, StreamFifo
 from tilewright_hw.gateware.layouts import buffer_write, bytes_word, operands, table_word, tile_rows, vector_word
 from tilewright_hw.gateware.load import TARGET, LoadSink
 from tilewright_hw.gateware.loader import rows_together
@@ -324,7 +324,10 @@ class MemoryReader(wiring.Component):
         self._fetch_side(m, issue)
         self._weight_side(m, issue)
         self._load_side(m, issue, sink)
-        connect(m, loads.o, sink.i)
+        # A word of a block memory comes late, and the sink's ready depends on all that is behind it.
+        m.submodules.load_buffer = buffer = StreamBuffer(loads.o.p.shape())
+        connect(m, loads.o, buffer.i)
+        connect(m, buffer.o, sink.i)
         connect(m, issue.o_origin, origins.i)
         for out, inner in (
             (self.o_stream, sink.o_stream),
@@ -340,7 +343,7 @@ class MemoryReader(wiring.Component):
             self.axi.arlen.eq(issue.o.p.len),
             self.axi.arvalid.eq(issue.o.valid),
             issue.o.ready.eq(self.axi.arready),
-            issue.load_pop.eq(loads.o.valid & loads.o.ready),
+            issue.load_pop.eq(buffer.o.valid & buffer.o.ready),
             issue.weight_pop.eq(self.weight_pop),
             issue.stream_pop.eq(self.stream_pop),
             self.load_done.eq(sink.done),

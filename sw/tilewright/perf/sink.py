@@ -6,7 +6,7 @@ from math import ceil
 
 from tilewright.perf.arrivals import Arrival, Tiles
 from tilewright.perf.bursts import NEVER
-from tilewright.perf.timing import FIFO_LATENCY, LOAD_COMMANDS, Fields, load_beat
+from tilewright.perf.timing import LOAD_COMMANDS, LOAD_LATENCY, Fields, load_beat
 from tilewright_hw.arch import AcceleratorConfig
 from tilewright_hw.arch.isa import LoadDest
 
@@ -73,7 +73,7 @@ class Sink:
 
         Returns when the beats leave the FIFO again. At the end of a command its completion is noted.
         """
-        first = max(first + FIFO_LATENCY, self._last + 1, self._ready)
+        first = max(first + LOAD_LATENCY, self._last + 1, self._ready)
         service, late = load_beat(self.config, fields)
         if fields["dest"] == LoadDest.STREAM and fields["transpose"]:
             arrival, finished = self._transposer.burst(first, beats, step, service, late)

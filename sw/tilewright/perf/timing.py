@@ -21,6 +21,8 @@ EXPANSION = 2
 GROUP = 32
 # FIFO of a block memory (fifo.py): from write to offer
 FIFO_LATENCY = 2
+LOAD_LATENCY = 3
+"""The same of the load FIFO, which a register follows (reader.py)."""
 # Arithmetic (float.py, functions.py)
 MULTIPLY = 3
 ADD = 5
