@@ -311,19 +311,20 @@ class IntToFloat(wiring.Component):
         m.d.sync += number.eq(self.i)
         sign = number[-1] if self.signed else C(0, 1)
 
-        steps = [1 << n for n in range(ceil_log2(width))]
-        value, shift = normalise(
-            m,
-            Cat(C(0, width - bits), number[:bits]),
-            [n for n in reversed(steps) if n >= 8],
-            name="coarse",
-            sign=sign,
-        )
+        # The widest step is chosen beside the first register, as it looks at the most bits.
+        widest = 1 << (ceil_log2(width) - 1)
+        far = Signal(reset_less=True)
+        entering = Cat(C(0, width - bits), self.i[:bits])[width - widest :]
+        m.d.sync += far.eq(~(entering ^ (self.i[-1] if self.signed else C(0, 1)).replicate(widest)).any())
+        value = Cat(C(0, width - bits), number[:bits])
+        value = Mux(far, Cat(C(0, widest), value[: width - widest]), value)
+        steps = [1 << n for n in reversed(range(3, ceil_log2(width) - 1))]
+        value, shift = normalise(m, value, steps, name="coarse", sign=sign)
         coarse = Signal(25, reset_less=True)  # fewer than 8 leading sign bits; the lowest bit is sticky
         coarse_shift = Signal(range(width), reset_less=True)
         m.d.sync += [
             coarse.eq(Cat(value[: width - 24].any(), value[width - 24 :])),
-            coarse_shift.eq(shift),
+            coarse_shift.eq(Cat(shift, far)),
         ]
 
         sign = delay(m, sign, 1, name="sign")

@@ -144,9 +144,12 @@ class RowIssuer(wiring.Component):
         inner_end, outer_end = Signal(), Signal()  # these are 1; registers, as much waits for them
         half = Signal()  # a pair's second word is to follow
         take = self.i.valid & self.i.ready
+        ends, goes_on = inner_end & outer_end & ~half, Signal()
+        m.d.comb += goes_on.eq(take | (self.act_en & ~ends))
+        m.d.sync += self.act_en.eq(goes_on)
 
-        acc, hold = self._accumulator(m, take, now.bank)
-        m.d.comb += self.i.ready.eq((~self.act_en | (inner_end & outer_end & ~half)) & ~hold)
+        acc, hold = self._accumulator(m, take, goes_on, now.bank)
+        m.d.comb += self.i.ready.eq((~self.act_en | ends) & ~hold)
         with m.If(self.act_en & half):
             m.d.sync += [self.act_addr.eq(self.act_addr + 1), self.swap.eq(0), half.eq(0)]
         with m.Elif(self.act_en):
@@ -156,9 +159,7 @@ class RowIssuer(wiring.Component):
             m.d.sync += inner_end.eq(Mux(inner_end, now.rows_inner == 1, inner_left == 2))
             with m.If(inner_end):
                 m.d.sync += [outer.eq(following), outer_left.eq(outer_left - 1), outer_end.eq(outer_left == 2)]
-                m.d.sync += self.act_en.eq(~outer_end)
         with m.If(take):
-            m.d.sync += self.act_en.eq(1)
             m.d.sync += [now.eq(tile), self.swap.eq(1), half.eq(tile.pair)]
             m.d.sync += [self.act_addr.eq(tile.act), outer.eq(tile.act)]
             m.d.sync += [inner_left.eq(tile.rows_inner), outer_left.eq(tile.rows_outer)]
@@ -168,12 +169,15 @@ class RowIssuer(wiring.Component):
             self.o_row.addr.eq(acc),
             self.o_row.bank.eq(now.bank),
             self.o_row.overwrite.eq(now.overwrite),
-            self.o_row.last.eq(now.last & inner_end & outer_end & ~half),
+            self.o_row.last.eq(now.last & ends),
         ]
         return m
 
-    def _accumulator(self, m, take, bank):
-        """Return the accumulator of the row being issued, and whether the next tile must wait."""
+    def _accumulator(self, m, take, goes_on, bank):
+        """Return the accumulator of the row being issued, and whether the next tile must wait.
+
+        `goes_on`: in the next cycle, too, a row is issued.
+        """
         tile = self.i.payload
         acc = Signal(exact_log2(self.acc_rows))
         base = Signal.like(acc)  # of the first row of this sum
@@ -192,11 +196,11 @@ class RowIssuer(wiring.Component):
                 m.d.sync += base.eq(Mux(tile.first, tile.acc, following))
 
         # What the last two rows have left is not stored yet. A tile that adds to one of them waits.
-        before = Signal()  # a row was issued in the cycle before
+        recent = Signal()  # one is issued now, or was in the cycle before; a register of its own, as ready waits for it
         distance = Signal.like(acc)
-        m.d.sync += before.eq(self.act_en)
+        m.d.sync += recent.eq(goes_on | self.act_en)
         m.d.comb += distance.eq(acc - start)
-        near = (distance[1:] == 0) & (tile.bank == bank) & (self.act_en | before)
+        near = (distance[1:] == 0) & (tile.bank == bank) & recent
         return acc, goes_back & ~tile.overwrite & near
 
 
