@@ -239,7 +239,7 @@ class TokenPath(wiring.Component):
         # cycles before the register's output in `near`, too.
         x3, x5 = Signal(Token), Signal(Token)
         near_x3 = Signal(Token)
-        at_acc = delay(m, self.issue, ACC_LATENCY - 1, name="acc")
+        at_acc = delay(m, self.issue, ACC_LATENCY - 1, name="acc", reset_less=False)
         going_on = Signal(Token)
         m.d.comb += [going_on.eq(self.issue), going_on.valid.eq(self.issue.valid & ~path.raw)]
         way = Way(m, going_on)

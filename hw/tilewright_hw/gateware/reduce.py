@@ -664,11 +664,11 @@ class RowScalar(wiring.Component):
         m.submodules.last = last = FloatMul()
         to_mean = Variance.LATENCY - 1 + IntToFloat.LATENCY + Scale2.LATENCY + FloatMul.LATENCY
         to_root = self.latency(Reduce.VAR) - FloatMul.LATENCY
-        put = delay(m, self.i.valid & variance, to_mean, name="put")
+        put = delay(m, self.i.valid & variance, to_mean, name="put", reset_less=False)
         m.d.comb += [
             means.put.eq(put),
             means.put_data.eq(mean),
-            means.take.eq(delay(m, put, to_root - 1 - to_mean, name="take")),
+            means.take.eq(delay(m, put, to_root - 1 - to_mean, name="take", reset_less=False)),
             last.a.eq(means.data ^ (1 << 23)),
             last.b.eq(root),
         ]

@@ -205,7 +205,7 @@ class ResultWriter(wiring.Component):
 
     def _token(self, m, pairs, integers, raw):
         """Return the token in time with the data that the destination takes, and whether ACT16's first half is here."""
-        result = delay(m, self.x5, 1, name="result")
+        result = delay(m, self.x5, 1, name="result", reset_less=False)
         quantised, high = Signal(Token), Signal(Token)
         m.d.comb += [quantised.eq(result), quantised.valid.eq(result.valid & integers)]
         quantised = delay(m, quantised, FloatToInt.LATENCY, name="late_quantised")

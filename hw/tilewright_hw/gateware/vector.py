@@ -326,7 +326,7 @@ class VectorUnit(wiring.Component):
         m.submodules.recall = recall
         own = path.func & path.own
         m.d.comb += [
-            recall.put.eq(delay(m, tokens.x3.valid, 1, name="x3_valid") & own),
+            recall.put.eq(delay(m, tokens.x3.valid, 1, name="x3_valid", reset_less=False) & own),
             recall.take.eq(tokens.factor.valid & own),
         ]
         param = m.submodules.param.data
@@ -385,7 +385,7 @@ class VectorUnit(wiring.Component):
         tokens, statistics = m.submodules.tokens, m.submodules.statistics
         reduce, scalar = m.submodules.reduce, m.submodules.scalar
         token = Signal(Token)
-        x5 = delay(m, tokens.x5, 1, name="reduce")
+        x5 = delay(m, tokens.x5, 1, name="reduce", reset_less=False)
         end = Mux(command.reduce_outer, x5.outer_end, x5.row_end)
         m.d.comb += [
             token.eq(x5),

@@ -54,7 +54,7 @@ class Way:
             m.d.comb += [late.eq(before), late.valid.eq(before.valid & used)]
             stage.append(late)
         for n in range(cycles):
-            stage.insert(0, delay(m, stage[0], 1, name=f"{name}_{n}"))
+            stage.insert(0, delay(m, stage[0], 1, name=f"{name}_{n}", reset_less=False))
         times = len(self._here)
         self._sources = [(source, theirs & ~used) for source, theirs in self._sources] + [(stage[:times], used)]
         self._here = tuple(self._meet(time, f"{name}_{('now', 'next')[time]}") for time in range(times))
