@@ -14,6 +14,7 @@ import random
 from collections.abc import Iterable
 from typing import Any
 
+from amaranth import ResetInserter, Signal
 from amaranth.sim import Simulator
 
 
@@ -86,3 +87,31 @@ def simulate(dut, *testbenches, limit: int = 100_000, background: Iterable[Any] 
     while sim.advance():
         steps += 1
         assert steps < 2 * limit, f"still running after {limit} cycles"
+
+
+def outlive_reset(dut, inputs, marks, outputs) -> list[tuple[int, int]]:
+    """Fill a rigid pipeline, reset it for one cycle, and return (cycle, index) of the outputs that are 1 after that.
+
+    `inputs` are pairs of a signal and its value, `marks` the bits that say that something enters. All outputs must be 1
+    before the reset, so that something is everywhere.
+    """
+    reset, late = Signal(), []
+
+    async def bench(ctx):
+        for signal, value in inputs:
+            ctx.set(signal, value)
+        for mark in marks:
+            ctx.set(mark, 1)
+        await ctx.tick().repeat(60)
+        assert all(ctx.get(output) for output in outputs)
+        for mark in marks:
+            ctx.set(mark, 0)
+        ctx.set(reset, 1)
+        await ctx.tick()
+        ctx.set(reset, 0)
+        for cycle in range(60):
+            late.extend((cycle, index) for index, output in enumerate(outputs) if ctx.get(output))
+            await ctx.tick()
+
+    simulate(ResetInserter(reset)(dut), bench)
+    return late

@@ -8,12 +8,14 @@ import random
 import f24
 import pytest
 from amaranth import Elaboratable, Module
-from streams import simulate
+from amaranth.lib import data
+from amaranth.lib.wiring import Out
+from streams import outlive_reset, simulate
 
 from tilewright_hw.arch.isa import Func
 from tilewright_hw.gateware.float import FloatToInt
 from tilewright_hw.gateware.functions import LaneFunction
-from tilewright_hw.gateware.lane import Lane, TokenPath
+from tilewright_hw.gateware.lane import Lane, LanePath, TokenPath
 from tilewright_hw.gateware.results import ValidLanes
 from tilewright_hw.gateware.ring import Ring
 from tilewright_hw.gateware.vector_memory import VectorMemory
@@ -194,3 +196,11 @@ def test_memory_writes_before_loads():
         assert list(ctx.get(dut.data)) == [3, 4]  # held
 
     simulate(dut, bench)
+
+
+def test_no_token_outlives_a_reset():
+    """What came out behind it would be taken for the next program's."""
+    dut = TokenPath()
+    stages = [getattr(dut.path, name) for name, _ in data.Layout.cast(LanePath) if name not in ("kind", "raw")]
+    outputs = [getattr(dut, name).valid for name, member in dut.signature.members.items() if member.flow == Out]
+    assert outlive_reset(dut, [(stage, 1) for stage in stages], [dut.issue.valid], outputs) == []
