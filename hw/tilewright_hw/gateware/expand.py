@@ -102,13 +102,13 @@ class NibbleExpander(wiring.Component):
         m.d.sync += self.o_valid.eq(valid & ~is_scales)
         with m.If(valid & ~is_scales):
             m.d.sync += step.eq(Mux(last_step, 0, step + 1))
+            self._multiply(m, rows, step, scales[:width])
         with m.If(taken):
             m.d.sync += place.eq(Mux(end[0] | (place == GROUP), 0, place + 1))
             with m.If(is_scales):
                 m.d.sync += scales.eq(Cat(rows))
             with m.Elif(place[: exact_log2(per_group)] == 0):
                 m.d.sync += scales.eq(scales[width:])
-        self._multiply(m, rows, step, scales[:width])
         self._give_back(m, taken, is_scales, half)
         return m
 

@@ -234,7 +234,8 @@ class ControlRegisters(wiring.Component):
         with m.If(bus.arvalid & bus.arready):
             m.d.sync += [has_addr.eq(1), addr.eq(bus.araddr)]
         m.d.sync += chosen.eq(has_addr)
-        groups = self._groups(m, addr[2:][: exact_log2(GROUP)], values)
+        with m.If(has_addr):
+            groups = self._groups(m, addr[2:][: exact_log2(GROUP)], values)
         with m.If(bus.rready):
             m.d.sync += bus.rvalid.eq(0)
         with m.If(has_addr & chosen & ~bus.rvalid):
