@@ -14,7 +14,7 @@ from tilewright_hw.generate import TOP, flatten, to_rtlil
 from tilewright_sim import toolchain
 from tilewright_sim.cache import get_or_build, keep_only
 from tilewright_sim.coverage import design
-from tilewright_sim.rtl.sleep import SLEEPERS, let_sleep
+from tilewright_sim.rtl.sleep import RESTLESS, SLEEPERS, let_sleep
 from tilewright_sim.toolchain import Trace
 from tilewright_sim.verilated_runtime import FLAGS, runtime_object
 
@@ -27,7 +27,7 @@ VERILOG = f"{TOP}.v"
 _HERE = Path(__file__).parent
 _HARNESS = _HERE / "harness.cpp"
 _SOURCES = (_HARNESS, _HERE / "memory.h")
-_SLEEP = _HERE / "sleep.py"
+_SLEEP = (_HERE / "sleep.py", _HERE / "flat.py")
 _PROBED = _HERE / "probe.py"
 _PROBE = {
     "TILEWRIGHT_PROBE_EVENTS": f"{EVENTS}ull",
@@ -87,7 +87,7 @@ def build_library(
     probe : bool
         The design has the port `probe` of `ProbedAccelerator`, which is to be logged.
     awake : bool
-        Let no pipeline sleep (`sleep.py`): slower, for comparison. So are those with waves or coverage.
+        Let no part sleep (`sleep.py`): slower, for comparison. So are those with waves or coverage.
     label : str
         For people: part of the cache entry's name.
     on_progress : callable, optional
@@ -114,7 +114,7 @@ def build_library(
         str(trace),
         *(["coverage", _digest(Path(design.__file__).read_bytes())] if coverage else []),
         *([f"probe {_PROBE}"] if probe else []),
-        *(_digest(path.read_bytes()) for path in (*_SOURCES, *([_SLEEP] if asleep else []))),
+        *(_digest(path.read_bytes()) for path in (*_SOURCES, *(_SLEEP if asleep else ()))),
         *_OPTIONS,
         *toolchain.fingerprint(verilator, compiler),
     ]
@@ -126,7 +126,7 @@ def build_library(
         tell("writing Verilog with Yosys" if coverage else "flattening with Yosys")
         verilog = folder / VERILOG
         flat = design.with_sources(text) if coverage else flatten(text)
-        verilog.write_text(let_sleep(flat, SLEEPERS) if asleep else flat, encoding="utf-8")
+        verilog.write_text(let_sleep(flat, SLEEPERS, RESTLESS) if asleep else flat, encoding="utf-8")
         tell("translating with Verilator")
         model = toolchain.verilate(
             verilog, TOP, folder / "cpp", trace=trace, coverage=coverage, prefix="Vtop", verilator=verilator

@@ -1,262 +1,428 @@
-"""Let pipelines of a flat design sleep in simulation while nothing changes in front of them.
+"""Let parts of a flat design sleep in simulation while nothing that they depend on has changed.
 
-A pipeline without feedback whose sources have been constant for as many cycles as it has stages stands still: its
-registers would be given the values that they have. So its registers, and the logic that only they use, go into one
-clocked block that is skipped then. Every register has the same value in every cycle as before; a simulator saves the
-work, which for a vector unit that is idle most of the time is the larger part of a cycle.
+The registers of a design are put into regions. A region wakes in a cycle when a register that its next state depends
+on, one of its own or another, took another value at the last clock edge; else it would be given the values that it
+has, and is skipped. So are wires: those that depend on the same registers are worked out together, when one of these
+has changed. Every signal has the same value in every cycle as before; a simulator saves the work, which in a vector
+unit that waits is most of a cycle. The idea is that of ESSENT (Beamer and Donofrio, "Efficiently exploiting low
+activity factors to accelerate RTL simulation", DAC 2020), for regions that a person names, in Verilog.
 
-The Verilog is what Yosys writes after `flatten`: one statement for each assignment.
+How a region is written: what only it uses comes first in its clocked block, then its registers' next values, each
+compared with the one before. These are variables that keep their values (`sleep_value_N`), from which the registers
+follow by an `always @*` that runs only after a cycle awake. A nonblocking assignment would cost two copies of each
+register in every cycle, asleep or not: Verilator keeps a shadow of what is read elsewhere at the same edge.
+
+What changes in nearly every cycle has no region (it is awake), nor has what depends on it directly. Of these registers,
+those that regions depend on are compared with copies of them.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-SLEEPERS = (("\\top.vector.lane",), ("\\top.vector.scalar",))
-"""The accelerator's pipelines that are long and often idle: the vector unit's lanes, and its unit for row results."""
+from tilewright_sim.rtl.flat import Assignment, Design, Statement, assignment, parse, written
 
-_NAME = re.compile(r"\\\S+ |(?<![\w'$\\])[A-Za-z_][\w$]*")
-_LITERAL = re.compile(r"\d+'s?[bdho][0-9a-fA-FxzXZ?_]+")
-_DECLARATION = re.compile(
-    r"^  (wire|reg|input|output)( signed)?( \[(\d+):(\d+)\])? (\\\S+ |[\w$]+)\s*(\[\d+:\d+\])?( = [^;]*)?;$"
+__all__ = ["RESTLESS", "SLEEPERS", "Region", "let_sleep"]
+
+Region = tuple[str, str]
+"""A pattern that the beginning of a register's name matches, and the region's name, which may refer to its groups."""
+
+SLEEPERS: tuple[Region, ...] = (
+    (r"\\top\.vector\.lane\d+\.(?:([a-z]\w*?)\d?\.)?", r"lane_\1"),
+    (r"\\top\.vector\.(scalar|reduce)\b", r"\1"),
+    (r"\\top\.(vector|store|sequencer|registers)\.", r"\1"),
+    (r"\\top\.reader\.(sink)\.", r"\1"),
+    (r"\\top\.reader\.(?:weight|load|fetch)_(?:runs|bursts)\.", "bursts"),
+    (r"m_axi_(?:aw|w|b)", "store"),
+    (r"s_axil_", "registers"),
 )
-_ASSIGN = re.compile(r"^  assign (.*?) = (.*);$")
-_ALWAYS = "  always @(posedge clk)"
-_TARGET = re.compile(r"(\\\S+ |[A-Za-z_][\w$]*)\s*(\[[^\]]*\])?\s*<=")
-_WORDS = frozenset({"if", "else", "begin", "end", "posedge", "case", "casez", "endcase", "default"})
+"""The accelerator's regions; the array, the accumulators and the way of the weights have work in nearly every cycle."""
+
+RESTLESS: tuple[str, ...] = (r"\\top\.reader\.i__payload", r"\\top\.registers\.(?:count|event)_")
+"""Registers that change in nearly every cycle (beats read, counters); so do words read from memories that are awake."""
+
+_AWAKE = ""
+_FEW = 4
+"""Wires, and registers with the same enable, of which fewer than this are left as they are."""
 
 
-def _names(text: str) -> set[str]:
-    return {name.strip() for name in _NAME.findall(_LITERAL.sub("", text))} - _WORDS
-
-
-@dataclass
-class _Statement:
-    """An assignment: the lines that it is, the names that it gives values to, and those that it reads."""
-
-    lines: tuple[int, int]
-    targets: set[str]
-    reads: set[str]
-    clocked: bool
-
-
-@dataclass
-class _Design:
-    """The statements of a flat module."""
-
-    text: str
-    lines: list[str]
-    statements: list[_Statement] = field(default_factory=list)
-    widths: dict[str, int] = field(default_factory=dict)
-    memories: set[str] = field(default_factory=set)
-    ports: set[str] = field(default_factory=set)
-    declared: dict[str, int] = field(default_factory=dict)
-    drivers: dict[str, list[_Statement]] = field(default_factory=lambda: defaultdict(list))
-    readers: dict[str, list[_Statement]] = field(default_factory=lambda: defaultdict(list))
-
-
-def _parse(text: str) -> _Design:
-    design = _Design(text, text.split("\n"))
-    lines, i, functions = design.lines, 0, set[str]()
-    while i < len(lines):
-        line, first = lines[i], i
-        i += 1
-        if match := _DECLARATION.match(line):
-            name = match[6].strip()
-            design.declared[name] = first
-            design.widths[name] = abs(int(match[4]) - int(match[5])) + 1 if match[4] else 1
-            if match[7]:
-                design.memories.add(name)
-            if match[1] in ("input", "output"):
-                design.ports.add(name)
-        elif match := _ASSIGN.match(line):
-            design.statements.append(_Statement((first, i), _names(match[1]), _names(match[2]), clocked=False))
-        elif line.startswith(_ALWAYS):
-            while i < len(lines) and (lines[i].startswith("    ") or lines[i] == "  end"):
-                i += 1
-            body = "\n".join(lines[first:i]).removeprefix(_ALWAYS)
-            targets = {match[1].strip() for match in _TARGET.finditer(body)}
-            reads = _names(_TARGET.sub(lambda match: match[2] or "", body))
-            design.statements.append(_Statement((first, i), targets, reads, clocked=True))
-        elif line.startswith("  function"):
-            functions |= {line.rstrip(";").split()[-1]}
-            while lines[i - 1] != "  endfunction":
-                i += 1
-        elif line.startswith("  initial begin"):  # contents of memories
-            while lines[i - 1] != "  end":
-                i += 1
-        elif line.startswith("  "):
-            raise ValueError(f"line {i} is nothing that a flat design has: {line.strip()[:60]!r}")
-    for statement in design.statements:
-        statement.reads -= functions
-        for name in statement.targets:
-            design.drivers[name].append(statement)
-        for name in statement.reads:
-            design.readers[name].append(statement)
-    return design
-
-
-def let_sleep(text: str, groups: Iterable[tuple[str, ...]]) -> str:
-    """Return a flat design in which groups of registers sleep while nothing changes in front of them.
+def let_sleep(text: str, sleepers: Iterable[Region], restless: Iterable[str] = ()) -> str:
+    """Return a flat design in which regions of registers sleep while nothing that they depend on changes.
 
     Parameters
     ----------
     text : str
-        Verilog of one module, as Yosys writes it.
-    groups : iterable of tuple of str
-        For each, the beginnings of its registers' names. Registers that depend on themselves by a detour stay awake.
+        Verilog of one module, as Yosys writes it after `flatten`.
+    sleepers : iterable of Region
+        The regions; the first pattern that matches counts. A nameless register goes where the name is that it feeds.
+    restless : iterable of str
+        Patterns of registers that change in nearly every cycle.
+
+    Raises
+    ------
+    ValueError
+        The text is no such design.
     """
-    for number, prefixes in enumerate(groups):
-        if not any(prefix in text for prefix in prefixes):
-            continue
-        text = _let_group_sleep(_parse(text), prefixes, f"sleep_{number}")
-    return text
+    design = parse(text)
+    plan = _Plan(design, _regions(design, tuple(sleepers), tuple(restless)))
+    return _write(plan) if plan.regions else text
 
 
-def _let_group_sleep(design: _Design, prefixes: tuple[str, ...], label: str) -> str:
-    registers, awake = _registers(design, prefixes), set[str]()
-    while True:
-        cone = _exclusive(design, registers, awake)
-        order, loop = _sorted(cone, {n: set().union(*(d.reads for d in design.drivers[n])) & cone for n in cone})
-        awake |= loop
-        behind = {name: _behind(design, name, registers, cone) for name in registers}
-        _, feedback = _sorted(registers, behind)
-        registers -= feedback
-        if not loop and not feedback:
-            return _rewrite(design, registers, order, _depth(registers, behind), label) if registers else design.text
+def _components(nodes: Iterable[str], after: Callable[[str], Iterable[str]]) -> list[list[str]]:
+    """Return the strongly connected components of a graph, each after those that it leads to (Tarjan, 1972)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+    open_: set[str] = set()
 
+    def enter(node: str) -> tuple[str, Iterable[str]]:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        open_.add(node)
+        return node, iter(after(node))
 
-def _registers(design: _Design, prefixes: tuple[str, ...]) -> set[str]:
-    """Return the registers of a group: those of its names, and the nameless ones that are parts of such."""
-
-    def belongs(name: str) -> bool:
-        drivers = design.drivers[name]
-        if name in design.ports or not all(d.clocked and d.targets == {name} for d in drivers):
-            return False
-        if any(d.reads & design.memories for d in drivers):
-            return False
-        if name.startswith(prefixes):
-            return True
-        named = [t for reader in design.readers[name] for t in reader.targets if not reader.clocked]
-        return name.startswith("_") and bool(named) and all(t.startswith(prefixes) for t in named)
-
-    return {name for name in list(design.drivers) if name not in design.memories and belongs(name)}
-
-
-def _exclusive(design: _Design, registers: set[str], awake: set[str]) -> set[str]:
-    """Return the wires that only these registers use, through one another; not those that must stay `awake`."""
-    inside = {id(d) for name in registers for d in design.drivers[name]}
-
-    def used_inside(name: str) -> bool:
-        if name in design.ports or name in awake:
-            return False
-        return all(id(reader) in inside for reader in design.readers.get(name, ()))
-
-    def movable(statement: _Statement) -> bool:
-        plain = not statement.clocked and not statement.reads & design.memories
-        return plain and all(map(used_inside, statement.targets))
-
-    cone = set[str]()
-    waiting = {name for r in registers for d in design.drivers[r] for name in d.reads}
-    grown = True
-    while grown:
-        grown = False
-        for name in list(waiting):
-            drivers = design.drivers.get(name)
-            if name in registers or not drivers:
-                waiting.discard(name)
-            elif all(map(movable, drivers)):
-                # With the other targets of its drivers, where these have drivers of their own that can come too.
-                others = {t for d in drivers for t in d.targets}
-                if all(movable(d) for t in others for d in design.drivers[t]):
-                    cone |= others
-                    waiting -= others
-                    moved = [d for t in others for d in design.drivers[t]]
-                    inside |= set(map(id, moved))
-                    waiting |= {read for d in moved for read in d.reads} - cone
-                    grown = True
-    return cone
-
-
-def _sorted(nodes: Iterable[str], before: Mapping[str, set[str]]) -> tuple[list[str], set[str]]:
-    """Return the nodes in an order in which each comes after those before it; and those that loops keep out of it."""
-    left = {node: len(before[node]) for node in nodes}
-    after = defaultdict(list)
-    for node in left:
-        for other in before[node]:
-            after[other].append(node)
-    order = sorted(node for node, count in left.items() if not count)
-    for node in order:
-        for other in after[node]:
-            left[other] -= 1
-            if not left[other]:
-                order.append(other)
-    stuck = set(left) - set(order)
-    # What merely follows a loop is no part of it.
-    while ends := {node for node in stuck if not any(other in stuck for other in after[node])}:
-        stuck -= ends
-    return order, stuck
-
-
-def _behind(design: _Design, register: str, registers: set[str], cone: set[str]) -> set[str]:
-    """Return the registers of the group that one is made from."""
-    found, seen = set[str](), set[str]()
-    todo = [name for d in design.drivers[register] for name in d.reads]
-    while todo:
-        name = todo.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        if name in registers:
-            found.add(name)
-        elif name in cone:
-            todo += [read for d in design.drivers[name] for read in d.reads]
+    for root in nodes:
+        work = [enter(root)] if root not in index else []
+        while work:
+            node, others = work[-1]
+            for other in others:
+                if other not in index:
+                    work.append(enter(other))
+                    break
+                if other in open_:
+                    low[node] = min(low[node], index[other])
+            else:
+                work.pop()
+                if work:
+                    low[work[-1][0]] = min(low[work[-1][0]], low[node])
+                if low[node] == index[node]:
+                    at = stack.index(node)
+                    found.append(stack[at:])
+                    open_.difference_update(stack[at:])
+                    del stack[at:]
     return found
 
 
-def _depth(registers: set[str], behind: Mapping[str, set[str]]) -> int:
-    """Return the stages of the longest way through the registers."""
-    depth: dict[str, int] = {}
-    for name in _sorted(registers, behind)[0]:
-        depth[name] = 1 + max((depth[other] for other in behind[name]), default=0)
-    return max(depth.values())
+def _regions(design: Design, sleepers: Sequence[Region], restless: Sequence[str]) -> dict[str, str]:
+    """Return the region of each register, `_AWAKE` where it has none; those of one statement have the same."""
+
+    def named(name: str) -> str:
+        for pattern, label in sleepers:
+            if match := re.match(pattern, name):
+                return re.sub(r"\W", "_", match.expand(label))
+        return _AWAKE
+
+    def region(name: str) -> str:
+        if not name.startswith("_"):
+            return named(name)
+        users = [target for reader in design.readers[name] for target in reader.targets]
+        return next(filter(None, map(named, sorted(users))), _AWAKE)
+
+    found = {name: region(name) for name in design.registers}
+    wild = {name for name in found if any(re.match(pattern, name) for pattern in restless)}
+    clocked = [statement for statement in design.statements if statement.clocked]
+    for statement in clocked:
+        if len({found[name] for name in statement.targets}) > 1:
+            wild |= statement.targets
+    found |= dict.fromkeys(wild, _AWAKE)
+    for statement in clocked:
+        if statement.reads & design.memories:
+            wild |= {name for name in statement.targets if found[name] == _AWAKE}
+    while True:
+        # What depends on those is awake, but no further: others may depend on it and sleep. A memory that is awake
+        # cannot be compared with what it was, so what reads it is awake too.
+        reached = _reached(design, wild | {name for name in design.memories if found.get(name) == _AWAKE})
+        more = {name for s in clocked if s.reads & reached for name in s.targets if found[name] != _AWAKE}
+        if not more:
+            return found
+        found |= dict.fromkeys(more, _AWAKE)
 
 
-def _rewrite(design: _Design, registers: set[str], order: list[str], depth: int, label: str) -> str:
-    """Return the text with the group's statements in one block that is skipped while it sleeps."""
-    cone = set(order)
-    moved = list({id(d): d for name in order for d in design.drivers[name]}.values())
-    held = list({id(d): d for name in sorted(registers) for d in design.drivers[name]}.values())
-    sources = sorted({n for d in (*moved, *held) for n in d.reads} - cone - registers - design.memories - {"clk"})
-    text = list(design.lines)
-    block = [f"  always @(posedge clk) if ({label}_awake) begin"]
-    for d in moved:
-        block.append("    " + text[d.lines[0]].replace("  assign ", "", 1))
-    for d in held:
-        block += ["  " + line for line in text[d.lines[0] : d.lines[1]]]
-        block[-(d.lines[1] - d.lines[0])] = "    " + text[d.lines[0]].removeprefix("  always @(posedge clk)").strip()
-    block.append("  end")
-    for d in (*moved, *held):
-        for i in range(*d.lines):
-            text[i] = ""
-    for name in cone:
-        text[design.declared[name]] = text[design.declared[name]].replace("  wire", "  reg", 1)
-    bits = depth.bit_length() + 1
-    watch = [f"  reg [{bits - 1}:0] {label}_left = {bits}'d{depth + 1};"]
-    changed = []
-    for i, name in enumerate(sources):
-        written = f"{name} " if name.startswith("\\") else name
-        watch.append(f"  reg [{design.widths[name] - 1}:0] {label}_before_{i};")
-        watch.append(f"  always @(posedge clk) {label}_before_{i} <= {written};")
-        changed.append(f"({written} != {label}_before_{i})")
-    watch += [
-        f"  wire {label}_changed = {' | '.join(changed)};",
-        f"  wire {label}_awake = {label}_changed | ({label}_left != 0);",
-        f"  always @(posedge clk) if ({label}_changed) {label}_left <= {bits}'d{depth + 1};",
-        f"    else if ({label}_left != 0) {label}_left <= {label}_left - 1'd1;",
-    ]
-    end = max(i for i, line in enumerate(text) if line == "endmodule")
-    return "\n".join([*(line for line in text[:end]), *watch, *block, *text[end:]])
+def _reached(design: Design, names: Collection[str]) -> set[str]:
+    """Return names and the wires that depend on them."""
+    found, todo = set(names), list(names)
+    while todo:
+        for reader in design.readers[todo.pop()]:
+            if not reader.clocked:
+                todo += reader.targets - found
+                found |= reader.targets
+    return found
+
+
+@dataclass
+class _Source:
+    """Registers of one region (or awake, or one input) that the same regions depend on: a bit says that one changed."""
+
+    region: str
+    names: list[str] = field(default_factory=list)
+
+
+class _Plan:
+    """What goes where: who depends on what, what only one region uses, and which wires are worked out together."""
+
+    def __init__(self, design: Design, region: dict[str, str]) -> None:
+        self.design, self.region = design, region
+        self.regions = sorted(set(region.values()) - {_AWAKE})
+        wires = set(design.wires)
+        self.order = _components(design.wires, lambda name: (n for n in design.reads(name) if n in wires))
+        self.looped = {n for part in self.order if len(part) > 1 or part[0] in design.reads(part[0]) for n in part}
+        self.sources: list[_Source] = []
+        self.source: dict[str, int] = {}
+        self._find_sources()
+        self.origins = self._origins()
+        self.awake = {label: 0 for label in self.regions}
+        for statement in self.clocked():
+            if (label := self.of(statement)) != _AWAKE:
+                for name in statement.reads | statement.targets:
+                    self.awake[label] |= self.origins.get(name, 0)
+        self.watched = 0
+        for mask in self.awake.values():
+            self.watched |= mask
+        self.only: dict[str, list[str]] = {label: [] for label in self.regions}
+        self.together: dict[int, list[str]] = {}
+        self._place_wires()
+
+    def clocked(self) -> list[Statement]:
+        """The statements that give registers values."""
+        return [statement for statement in self.design.statements if statement.clocked]
+
+    def of(self, statement: Statement) -> str:
+        """Return the region of a clocked statement."""
+        return self.region[next(iter(statement.targets))]
+
+    def _find_sources(self) -> None:
+        """Group registers and inputs by the regions whose next state depends on them."""
+        design, regions = self.design, {label: 1 << i for i, label in enumerate(self.regions)}
+        behind: dict[str, int] = defaultdict(int)
+        for statement in self.clocked():
+            for name in statement.reads:
+                behind[name] |= regions.get(self.of(statement), 0)
+        for part in reversed(self.order):
+            mask = 0
+            for name in part:
+                mask |= behind[name]
+            for name in part:
+                for read in design.reads(name):
+                    behind[read] |= mask
+                behind[name] = mask
+        found: dict[tuple[str, int, str], int] = {}
+        for name in (*design.registers, *sorted(design.inputs - {"clk"})):
+            alone = name if name in design.inputs else ""
+            key = (self.region.get(name, _AWAKE), behind[name], alone)
+            if key not in found:
+                found[key] = len(self.sources)
+                self.sources.append(_Source(key[0]))
+            self.source[name] = found[key]
+            self.sources[found[key]].names.append(name)
+
+    def _origins(self) -> dict[str, int]:
+        """Return the sources that each name depends on in the same cycle, as bits."""
+        found = {name: 1 << source for name, source in self.source.items()}
+        for part in self.order:
+            mask = 0
+            for name in part:
+                for read in self.design.reads(name):
+                    mask |= found.get(read, 0)
+            found |= dict.fromkeys(part, mask)
+        return found
+
+    def _place_wires(self) -> None:
+        """Find the wires that only one region uses, and those that depend on the same watched sources."""
+        design, user = self.design, self._users()
+        known = self.watched
+        for i, source in enumerate(self.sources):
+            known |= (source.region != _AWAKE) << i
+        together: dict[int, list[str]] = defaultdict(list)
+        for part in self.order:
+            for name in part:
+                origins = self.origins[name]
+                if alone := user[name]:
+                    self.only[alone].append(name)
+                elif alone is None and origins and not origins & ~known and name not in self.looped:
+                    together[origins].append(name)
+        for origins, names in together.items():
+            statements = {id(driver): driver for name in names for driver in design.drivers[name]}
+            given = {target for statement in statements.values() for target in statement.targets}
+            if len(statements) >= _FEW and given == set(names):
+                self.together[origins] = names
+
+    def _users(self) -> dict[str, str | None]:
+        """Return the region (or `_AWAKE`) that alone uses a wire, through others or itself; None where several do."""
+        design = self.design
+        user: dict[str, str | None] = {}
+
+        def users(name: str) -> set[str | None]:
+            found: set[str | None] = {None} if name in design.outputs or name in self.looped else set()
+            for reader in design.readers[name]:
+                found |= {self.of(reader)} if reader.clocked else {user.get(target) for target in reader.targets}
+            return found
+
+        for part in reversed(self.order):
+            for name in part:
+                found = users(name)
+                user[name] = next(iter(found)) if len(found) == 1 else None
+        while True:
+            # A statement that gives several names values stays whole.
+            mixed = {
+                name
+                for statement in design.statements
+                if not statement.clocked and len({user[name] for name in statement.targets}) > 1
+                for name in statement.targets
+                if user[name] is not None
+            }
+            mixed |= {name for name in user if user[name] is not None and users(name) != {user[name]}}
+            if not mixed:
+                # Outputs are ports, and those are never variables: they stay where they are, as users of several.
+                return {name: (_AWAKE if name in design.outputs else found) for name, found in user.items()}
+            user |= dict.fromkeys(mixed, None)
+
+
+class _Writer:
+    """Writes a plan: takes statements out of a design's lines, and puts blocks after them."""
+
+    def __init__(self, plan: _Plan) -> None:
+        self.plan, self.design = plan, plan.design
+        self.declarations: list[str] = []
+        self.blocks: list[str] = []
+        self.values: dict[str, str] = {}
+        self.places: dict[int, int] = {}  # of a source among those of its region
+        sizes: dict[str, int] = defaultdict(int)
+        for i, source in enumerate(plan.sources):
+            if source.region != _AWAKE:
+                self.places[i] = sizes[source.region]
+                sizes[source.region] += 1
+        self.sizes = sizes
+        self.rank = {name: i for i, part in enumerate(plan.order) for name in part}
+
+    def moved(self, sources: int) -> str:
+        """Return whether one of some sources changed at the last edge, as an expression."""
+        terms, masks = [], defaultdict[str, int](int)
+        for i, source in enumerate(self.plan.sources):
+            if sources >> i & 1:
+                if source.region == _AWAKE:
+                    terms.append(f"sleep_moved_{i}")
+                else:
+                    masks[source.region] |= 1 << self.places[i]
+        for label, mask in masks.items():
+            size = self.sizes[label]
+            terms.append(f"(|(sleep_moved_{label} & {size}'h{mask:x}))")
+        return " | ".join(terms)
+
+    def wires(self, names: Iterable[str], indent: str) -> list[str]:
+        """Return wires as assignments of a block, each after those it reads; they are variables now."""
+        lines, done = [], set[int]()
+        for name in sorted(names, key=self.rank.__getitem__):
+            declared = self.design.declared[name]
+            self.design.lines[declared] = self.design.lines[declared].replace("  wire", "  reg", 1)
+            for statement in self.design.drivers[name]:
+                if id(statement) not in done:
+                    done.add(id(statement))
+                    lines.append(f"{indent}{self.design.expression(statement)}")
+                    self.design.remove(statement)
+        return lines
+
+    def watch(self) -> None:
+        """Compare inputs, and registers that are awake, with what they were."""
+        for i, source in enumerate(self.plan.sources):
+            if source.region != _AWAKE or not self.plan.watched >> i & 1:
+                continue
+            changed = []
+            for k, name in enumerate(source.names):
+                before, bits = f"sleep_before_{i}_{k}", self.design.widths[name] - 1
+                self.declarations.append(f"  reg [{bits}:0] {before};")
+                self.blocks.append(f"  always @(posedge clk) {before} <= {written(name)};")
+                changed.append(f"({written(name)} != {before})")
+            self.declarations += [f"  reg sleep_first_{i} = 1'h1;", f"  wire sleep_moved_{i};"]
+            self.blocks.append(f"  always @(posedge clk) sleep_first_{i} <= 1'h0;")
+            self.blocks.append(f"  assign sleep_moved_{i} = {' | '.join([f'sleep_first_{i}', *changed])};")
+
+    def next_value(self, found: Assignment) -> str:
+        """Return what gives a register its next value, and notes whether that is another."""
+        name, value = found.name, found.value
+        changed = f"sleep_changed_{self.plan.source[name]}"
+        if name in self.design.memories:
+            return f"{found.before}begin {changed} = 1'h1; {written(name)}{found.part} <= {value}; end"
+        if name not in self.values:
+            self.values[name] = f"sleep_value_{len(self.values)}"
+            initial = self.design.initial.get(name, "")
+            self.declarations.append(f"  reg [{self.design.widths[name] - 1}:0] {self.values[name]}{initial};")
+        kept = f"{self.values[name]}{found.part}"
+        bounds = [int(bound) for bound in found.part.strip("[] ").split(":")] if found.part else [0]
+        width = abs(bounds[0] - bounds[-1]) + 1 if found.part else self.design.widths[name]
+        # Through a variable of the register's width, as an assignment cuts a value and a comparison does not.
+        new = f"sleep_next_{len(self.declarations)}"
+        self.declarations.append(f"  reg [{width - 1}:0] {new};")
+        return f"{found.before}begin {new} = {value}; {changed} = {changed} | ({new} != {kept}); {kept} = {new}; end"
+
+    def region(self, label: str) -> None:
+        """Write a region's block, and the registers that follow from its values."""
+        plan, awake, moved = self.plan, f"sleep_awake_{label}", f"sleep_moved_{label}"
+        size, earlier = self.sizes[label], len(self.values)
+        mine = [i for i, source in enumerate(plan.sources) if source.region == label]
+        self.declarations += [
+            f"  wire {awake};",
+            f"  reg sleep_fresh_{label} = 1'h1;",
+            f"  reg [{size - 1}:0] {moved} = ~{size}'h0;",
+            *(f"  reg sleep_changed_{i};" for i in mine),
+        ]
+        body = [f"      sleep_changed_{i} = 1'h0;" for i in mine] + self.wires(plan.only[label], "      ")
+        for statement in plan.clocked():
+            if plan.of(statement) == label:
+                for line in self.design.body(statement):
+                    found = assignment(line)
+                    body.append(f"  {self.next_value(found) if found else line}")
+                self.design.remove(statement)
+        self.blocks += [
+            f"  assign {awake} = {self.moved(plan.awake[label])};",
+            "  always @(posedge clk) begin",
+            f"    sleep_fresh_{label} <= {awake};",
+            f"    {moved} <= {size}'h0;",
+            f"    if ({awake}) begin",
+            *body,
+            f"      {moved} <= {{{', '.join(f'sleep_changed_{i}' for i in reversed(mine))}}};",
+            "    end",
+            "  end",
+            f"  always @* if (sleep_fresh_{label}) begin",
+            *(f"    {written(name)} = {value};" for name, value in list(self.values.items())[earlier:]),
+            "  end",
+        ]
+
+    def shared_wires(self) -> None:
+        """Write the wires that depend on the same sources."""
+        for origins, names in self.plan.together.items():
+            self.blocks += [f"  always @* if ({self.moved(origins)}) begin", *self.wires(names, "    "), "  end"]
+
+    def enables(self) -> None:
+        """Put registers that are awake and have the same enable into one statement, as the array's are."""
+        groups: dict[str, list[Statement]] = defaultdict(list)
+        for statement in self.plan.clocked():
+            first, end = statement.lines
+            if self.plan.of(statement) == _AWAKE and end - first == 2:
+                found = assignment(self.design.lines[first + 1])
+                if found and re.fullmatch(r"    if \(.*\) ", found.before):
+                    groups[found.before].append(statement)
+        for before, statements in groups.items():
+            if len(statements) >= _FEW:
+                self.blocks.append(f"  always @(posedge clk) {before.strip()} begin")
+                for statement in statements:
+                    line = self.design.lines[statement.lines[0] + 1]
+                    self.blocks.append(f"    {line.removeprefix(before)}")
+                    self.design.remove(statement)
+                self.blocks.append("  end")
+
+
+def _write(plan: _Plan) -> str:
+    writer = _Writer(plan)
+    writer.watch()
+    for label in plan.regions:
+        writer.region(label)
+    writer.shared_wires()
+    writer.enables()
+    lines = plan.design.lines
+    end = max(i for i, line in enumerate(lines) if line == "endmodule")
+    kept = [line for line in lines[:end] if line]
+    return "\n".join([*kept, *writer.declarations, *writer.blocks, *lines[end:]])
