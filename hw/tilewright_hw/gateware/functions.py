@@ -151,7 +151,8 @@ class LaneFunction(wiring.Component):
         segments += tables.segments(tables.exp2_table()) if self.only != "sigmoid" else []
         m.submodules.table = table = Interpolator(segments, loadable=self.only is None)
         sign, aligned, over, sticky = self._align(m)
-        chosen = delay(m, self.kind != Func.EXP2, 1, name="chosen")
+        fixed = C(self.only != "exp2", 1)  # where there is nothing to choose
+        chosen = fixed if self.only else delay(m, self.kind != Func.EXP2, 1, name="chosen")
 
         # exp2: u = floor(-x * 2^16), which is zero for x > 0.
         u = Signal(21)
@@ -180,7 +181,7 @@ class LaneFunction(wiring.Component):
                 table.write.eq(self.write),
             ]
         octave = delay(m, u[16:], Interpolator.LATENCY, name="octave")
-        chosen = delay(m, chosen, Interpolator.LATENCY, name="chosen_late")
+        chosen = fixed if self.only else delay(m, chosen, Interpolator.LATENCY, name="chosen_late")
         self._pack(m, table.o, octave, chosen)
         return m
 

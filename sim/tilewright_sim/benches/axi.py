@@ -30,39 +30,60 @@ class BoundedRead(AxiRamRead):  # type: ignore[misc]
 
     Members
     -------
+    at : int
+        The address of its first byte.
     touched : set of int
-        Pages of 4 KiB that were read.
+        Pages of 4 KiB that were read, counted from there.
     """
 
+    at: int
     touched: set[int]
 
     async def _read(self, address: int, length: int) -> bytes:
-        self.touched.add(address // PAGE)
-        if address + length > self.size:
+        inside = address - self.at
+        self.touched.add(inside // PAGE)
+        if not 0 <= inside <= self.size - length:
             raise IndexError(address)
-        return bytes(self.read(address, length))
+        return bytes(self.read(inside, length))
 
 
 class BoundedWrite(AxiRamWrite):  # type: ignore[misc]
-    """A memory's write side; what lies outside is an error (cocotbext-axi answers SLVERR)."""
+    """A memory's write side; what lies outside is an error (cocotbext-axi answers SLVERR).
+
+    Members
+    -------
+    at : int
+        The address of its first byte.
+    """
+
+    at: int
 
     async def _write(self, address: int, data: bytes) -> None:
-        if address + len(data) > self.size:
+        inside = address - self.at
+        if not 0 <= inside <= self.size - len(data):
             raise IndexError(address)
-        self.write(address, data)
+        self.write(inside, data)
 
 
-def read_memory(dut: Any, prefix: str, memory: bytearray, rng: random.Random, share: float) -> BoundedRead:
+def anywhere(rng: random.Random) -> int:
+    """Return an address for a memory: any page below 2^63, so that each bit of an address counts."""
+    return rng.getrandbits(63) // PAGE * PAGE
+
+
+def read_memory(dut: Any, prefix: str, memory: bytearray, rng: random.Random, share: float, at: int = 0) -> BoundedRead:
     """Put memory behind the read channels PREFIX_ar* and PREFIX_r*, each of which pauses for `share` of the time."""
     side = BoundedRead(AxiReadBus.from_prefix(dut, prefix), dut.clk, dut.rst, mem=memory)
-    side.touched = set()
+    side.at, side.touched = at, set()
     pause((side.ar_channel, side.r_channel), rng, share)
     return side
 
 
-def write_memory(dut: Any, prefix: str, memory: bytearray, rng: random.Random, share: float) -> BoundedWrite:
+def write_memory(
+    dut: Any, prefix: str, memory: bytearray, rng: random.Random, share: float, at: int = 0
+) -> BoundedWrite:
     """Put memory behind the write channels PREFIX_aw*, PREFIX_w* and PREFIX_b*, as `read_memory` does."""
     side = BoundedWrite(AxiWriteBus.from_prefix(dut, prefix), dut.clk, dut.rst, mem=memory)
+    side.at = at
     pause((side.aw_channel, side.w_channel, side.b_channel), rng, share)
     return side
 

@@ -12,7 +12,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 
 from tilewright_hw.arch import AcceleratorConfig, Op
 from tilewright_hw.arch.isa import LoadDest, LoadFormat, WeightFormat
-from tilewright_sim.benches.axi import AxiRules, BoundedRead, read_memory
+from tilewright_sim.benches.axi import AxiRules, BoundedRead, anywhere, read_memory
 from tilewright_sim.benches.beside_golden import Fields, machine_with
 from tilewright_sim.benches.testbench import (
     InOrderChecker,
@@ -137,7 +137,8 @@ class Bench:
         self.memory = bytearray(rng.randbytes(SIZE))
         self.machine = machine_with(CONFIG, self.memory, BASES)
         self.rules = AxiRules(dut, "axi", bus_bytes=BUS, beats=CONFIG.burst_beats, reads=CONFIG.reads_in_flight)
-        self.axi: BoundedRead = read_memory(dut, "axi", self.memory, rng, share)
+        self.at = anywhere(rng)
+        self.axi: BoundedRead = read_memory(dut, "axi", self.memory, rng, share, self.at)
         self.sources = {name: StreamSource(dut, name, rng, share) for name in ("fetch", "weight_cmd", "load_cmd")}
         self.together = len(dut.o_weight_payload) // (8 * COLS)
         self.rooms = {
@@ -167,7 +168,7 @@ class Bench:
 
     async def start(self) -> None:
         """Start the clock, reset, and begin."""
-        self.dut.bases.value = pack(BASES, 64)
+        self.dut.bases.value = pack([self.at + base for base in BASES], 64)
         start_clock(self.dut)
         await pulse_reset(self.dut)
         cocotb.start_soon(self._watch())
@@ -219,7 +220,7 @@ class Bench:
         """Ask for bus words as the sequencer does."""
         data = np.frombuffer(bytes(self.memory[address : address + beats * BUS]), np.uint8).reshape(beats, BUS)
         self._expect("fetch", (int.from_bytes(word.tobytes(), "little") for word in data))
-        self.sources["fetch"].send([FETCH.pack({"addr": address, "beats": beats})])
+        self.sources["fetch"].send([FETCH.pack({"addr": self.at + address, "beats": beats})])
 
     def weight(self, f: Fields) -> None:
         """Send a WEIGHT."""
@@ -427,4 +428,19 @@ async def test_reset_while_weights_are_expanded(dut: Any) -> None:
         await bench.reset()
         bench.fetch(64 * cycles, 3)
         bench.weight(f)
+        await bench.finish()
+
+
+@cocotb.test()
+async def test_resets_at_any_moment(dut: Any) -> None:
+    rng = generator("resets")
+    bench = Bench(dut, rng, 0.2)
+    await bench.start()
+    for _ in range(30):
+        for _ in range(8):
+            anything(bench, rng)
+        await ClockCycles(dut.clk, rng.randint(5, 150))
+        await bench.reset()
+        for _ in range(3):
+            anything(bench, rng)
         await bench.finish()

@@ -275,23 +275,30 @@ async def test_random_programs(dut: Any, share: float) -> None:
         assert max(bench.reads) // 4096 <= last, "a page after END's was touched"
 
 
+def least(op: Op, waits: dict[Unit, int] | None = None) -> Instruction:
+    """Return an instruction with the least that its fields may be."""
+    return Instruction(op, {f.name: int(next(iter(f.enum))) if f.enum else f.low for f in FIELDS[op]}, waits or {})
+
+
 @cocotb.test()
-async def test_a_full_queue_stops_the_sequencer_and_no_unit(dut: Any) -> None:
-    rng = generator("full")
+@cocotb.parametrize(unit=list(Unit))
+async def test_a_full_queue_stops_the_sequencer_and_no_unit(dut: Any, unit: Unit) -> None:
+    rng = generator(f"full {unit.name}")
     bench = Bench(dut, rng, 0.0, work=1)
     await bench.start()
-    store = Instruction(Op.STORE, {"n": 1, "m": 1, "h": 1, "run": 1}, {Unit.MATRIX: 1})
-    matmul = Instruction(Op.MATMUL, dict.fromkeys(("k", "n", "groups", "rows_outer", "rows_inner"), 1))
-    bench.work = 1 << 30  # the MATMUL takes until we say
-    await bench.begin(assemble([matmul, *[store] * (CONFIG.queue_depth + 3), matmul, Instruction(Op.END)]))
+    other = Unit.STORE if unit == Unit.MATRIX else Unit.MATRIX
+    op_of = {of: op for op, of in UNIT_OF.items()}
+    slow, waiting = least(op_of[other]), least(op_of[unit], {other: 1})
+    bench.work = 1 << 30  # the first command takes until we say
+    await bench.begin(assemble([slow, *[waiting] * (CONFIG.queue_depth + 3), slow, Instruction(Op.END)]))
     await ClockCycles(dut.clk, 500)
     bench.work = 1
-    assert len(bench.model.commands[Unit.STORE]) == CONFIG.queue_depth + 3, "a STORE did not wait"
-    assert len(bench.model.commands[Unit.MATRIX]) == 1, "the second MATMUL came past a full queue"
-    assert int(dut.wait_dependency.value) == 1 << Unit.STORE
-    assert int(dut.held.value) == 1 << Unit.MATRIX
-    bench.working[Unit.MATRIX].clear()
-    bench.working[Unit.MATRIX].append(0)
+    assert len(bench.model.commands[unit]) == CONFIG.queue_depth + 3, f"a {unit.name} did not wait"
+    assert len(bench.model.commands[other]) == 1, f"the second {other.name} came past a full queue"
+    assert int(dut.wait_dependency.value) == 1 << unit
+    assert int(dut.held.value) == 1 << other
+    bench.working[other].clear()
+    bench.working[other].append(0)
     await bench.finish()
 
 

@@ -71,7 +71,7 @@ class SoftmaxModel:
 
 def random_row(rng: random.Random) -> list[float]:
     """Return scores of some spread, of a random length."""
-    spread = rng.choice((0.0, 0.01, 1.0, 8.0, 1e4, 1e38))
+    spread = rng.choice((0.0, 0.01, 1.0, 8.0, 1e4, 1e38, formats.MAX))
     length = rng.choice((1, LENGTH, rng.randint(1, LENGTH)))
     return [rng.gauss(0, spread) if spread < 1e30 else rng.uniform(-spread, spread) for _ in range(length)]
 
@@ -80,6 +80,8 @@ EXTREMES = [
     [formats.MAX] * LENGTH,
     [-formats.MAX] * LENGTH,
     [formats.MAX, -formats.MAX],
+    # Times log2(e) both are above what there is, and so the same; in each lane.
+    *([0.75 * formats.MAX] * lane + [formats.MAX, 0.75 * formats.MAX] for lane in range(LANES)),
     [formats.MIN, -formats.MIN, 0.0],
     [0.0],
     [-25.0 / 1.4426950408889634, 0.0, -24.0],
@@ -117,6 +119,21 @@ async def test_reset_in_the_middle(dut: Any, cycles: int) -> None:
         bench.source.send(words_of(random_row(rng), rng))
     await ClockCycles(dut.clk, cycles)
     await bench.reset()
+    for _ in range(10):
+        bench.source.send(words_of(random_row(rng), rng))
+    await bench.finish()
+
+
+@cocotb.test()
+async def test_resets_at_any_moment(dut: Any) -> None:
+    rng = generator("resets")
+    bench = StreamTestbench(dut, SoftmaxModel(), rng, back_pressure=0.1)
+    await bench.start()
+    for _ in range(60):
+        for _ in range(12):
+            bench.source.send(words_of(random_row(rng), rng))
+        await ClockCycles(dut.clk, rng.randint(10, 90))
+        await bench.reset()
     for _ in range(10):
         bench.source.send(words_of(random_row(rng), rng))
     await bench.finish()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tilewright_hw.arch import AcceleratorConfig, Op
 from tilewright_hw.arch.isa import Element
-from tilewright_sim.benches.axi import AxiRules, write_memory
+from tilewright_sim.benches.axi import AxiRules, anywhere, write_memory
 from tilewright_sim.benches.beside_golden import Fields, machine_with, mirror, send_accepted
 from tilewright_sim.benches.testbench import (
     Layout,
@@ -89,7 +89,8 @@ class Bench:
         self.memory = bytearray(rng.randbytes(SIZE))
         self.machine = machine_with(CONFIG, self.memory, BASES)
         self.rules = AxiRules(dut, "axi", bus_bytes=BUS, beats=CONFIG.burst_beats, writes=CONFIG.writes_in_flight)
-        write_memory(dut, "axi", self.memory, rng, share)
+        self.at = anywhere(rng)
+        write_memory(dut, "axi", self.memory, rng, share, self.at)
         self.commands = StreamSource(dut, "cmd", rng, share)
         self.data = StreamSource(dut, "i_data", rng, share)
         self.sent = self.done = self.beats = 0
@@ -97,7 +98,7 @@ class Bench:
 
     async def start(self) -> None:
         """Start the clock, reset, and begin."""
-        self.dut.bases.value = pack(BASES, 64)
+        self.dut.bases.value = pack([self.at + base for base in BASES], 64)
         start_clock(self.dut)
         await pulse_reset(self.dut)
         cocotb.start_soon(self._watch())

@@ -474,3 +474,25 @@ async def test_reset_in_the_middle(dut: Any, cycles: int) -> None:
     await bench.reset()
     send_accepted(bench.send, lambda: random_vector(rng), 12)
     await bench.finish()
+
+
+@cocotb.test()
+async def test_resets_among_short_rows(dut: Any) -> None:
+    """Rows of one word keep every stage of the reductions busy: what one of them does late would meet the next rows."""
+    rng = generator("short rows")
+    bench = Bench(dut, rng, 0.0)
+    await bench.start()
+    await bench.wait()
+    m = half = CONFIG.stat_entries // 2
+    rows = vector(n=LANES, m=m, source=Source.ROW, src_m=1, stat_m=1, red_m=1)
+    variance = {"reduce": Reduce.VAR, "red": half, "const1": formats_bits(1.0 / LANES), "const2": 0x3727}
+    for _ in range(16):
+        assert bench.send(rows | {"reduce": Reduce.ABSMAX})
+        for _ in range(3):
+            assert bench.send(rows | variance)
+        await ClockCycles(dut.clk, rng.randint(m + 40, 4 * m + 40))
+        await bench.reset()
+        await bench.wait()
+    assert bench.send(rows | {"reduce": Reduce.ABSMAX})
+    assert bench.send(rows | variance)
+    await bench.finish()
