@@ -220,6 +220,14 @@ def image_of(rng: random.Random, program: Iterable[Instruction]) -> NDArray[np.u
     return image
 
 
+def image_of_rows(rng: random.Random, n: int) -> NDArray[np.uint8]:
+    """Return memory with a program of row operations, with floats near one where it reads floats."""
+    image = image_of(rng, row_operations(n))
+    floats = [rng.getrandbits(1) << 31 | rng.randint(120, 130) << 23 | rng.getrandbits(23) for _ in range(0x400)]
+    image[DATA + 0x2000 : DATA + 0x3000] = np.array(floats, np.uint32).view(np.uint8)
+    return image
+
+
 @cocotb.test()
 async def test_registers(dut: Any) -> None:
     rng = generator("registers")
@@ -256,14 +264,11 @@ ERRORS = {
 @cocotb.test()
 @cocotb.parametrize(share=[0.0, 0.4])
 async def test_row_operations(dut: Any, share: float) -> None:
-    """Every unit's ways that products do not take; where floats are read, memory holds floats near one."""
+    """Every unit's ways that products do not take."""
     rng = generator(f"row operations {share}")
     system = await System.started(dut, rng, share)
-    for n in (2 * CONFIG.cols, CONFIG.cols + 2):
-        image = image_of(rng, row_operations(n))
-        floats = [rng.getrandbits(1) << 31 | rng.randint(120, 130) << 23 | rng.getrandbits(23) for _ in range(0x400)]
-        image[DATA + 0x2000 : DATA + 0x3000] = np.array(floats, np.uint32).view(np.uint8)
-        await system.run(image)
+    for n in (2 * CONFIG.cols, CONFIG.cols + 2, CONFIG.cols):
+        await system.run(image_of_rows(rng, n))
 
 
 @cocotb.test()
@@ -308,3 +313,15 @@ async def test_reset_in_the_middle(dut: Any) -> None:
         await system.reset(1)
         assert await system.get("STATUS") == 0
         await system.run(image_of(rng, product(2, 5, 6)))
+
+
+@cocotb.test()
+async def test_reset_among_row_operations(dut: Any) -> None:
+    """The same where all units are at work: nothing of before may reach what comes after."""
+    rng = generator("reset of rows")
+    system = await System.started(dut, rng, 0.1)
+    for _ in range(8):
+        await system.start(image_of_rows(rng, 2 * CONFIG.cols))
+        await ClockCycles(dut.clk, rng.randint(100, 1500))
+        await system.reset(1)
+        await system.run(image_of_rows(rng, CONFIG.cols + 2))
