@@ -26,7 +26,8 @@ VERILOG = f"{TOP}.v"
 
 _HERE = Path(__file__).parent
 _HARNESS = _HERE / "harness.cpp"
-_SOURCES = (_HARNESS, _HERE / "memory.h")
+_SIGNS = _HERE / "signs.h"
+_SOURCES = (_SIGNS, _HARNESS, _HERE / "memory.h")
 _SLEEP = (_HERE / "sleep.py", _HERE / "flat.py")
 _PROBED = _HERE / "probe.py"
 _PROBE = {
@@ -163,7 +164,7 @@ def _compile(
     once = folder / "once.o"
     toolchain.compile_shared(slow, once, **common, flags=(*FLAGS, "-c"), optimize="-O0")
     toolchain.compile_shared(
-        [*fast, _HARNESS],
+        [_SIGNS, *fast, _HARNESS],
         folder / LIBRARY,
         **common,
         libraries=model.libraries,
