@@ -15,7 +15,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from numpy.typing import NDArray
 
 from tilewright_hw.arch import REGISTERS, AcceleratorConfig, ErrorCode, Instruction, Op, Unit, assemble
-from tilewright_hw.arch.isa import Add, Dest, Element, Func, LoadDest, Mul, Reduce, Scale, Source
+from tilewright_hw.arch.isa import BYTES, UNIT_OF, Add, Dest, Element, Func, LoadDest, Mul, Reduce, Scale, Source
 from tilewright_hw.arch.registers import IDENTITY, VERSION
 from tilewright_sim.benches.axi import AxiLiteRules, AxiRules, read_memory, registers_master, write_memory
 from tilewright_sim.benches.testbench import generator, parameters, pulse_reset, start_clock
@@ -99,6 +99,7 @@ class System:
         await self.interrupt()
         assert await self.get("STATUS") == 2
         assert await self.get("IRQ_STATUS") == 1
+        await self.check_counters(image)
         self.checker.assert_quiet()
         self.host_rules.assert_quiet()
         got, wanted = np.frombuffer(bytes(self.memory), np.uint8), golden_memory(image)
@@ -107,6 +108,16 @@ class System:
         await self.put(IRQ_STATUS=1)
         await ClockCycles(self.dut.clk, 2)
         assert not self.dut.irq.value
+
+    async def check_counters(self, image: NDArray[np.uint8]) -> None:
+        """Compare the number of instructions, and see which units worked."""
+        codes = image[PROGRAM::BYTES].tolist()
+        codes = codes[: codes.index(Op.END) + 1]
+        assert await self.get("COUNT_INSTRUCTIONS") == len(codes)
+        cycles, used = await self.get("COUNT_CYCLES"), {UNIT_OF[Op(code)] for code in codes if Op(code) in UNIT_OF}
+        for unit in Unit:
+            busy = await self.get(f"COUNT_{unit.name}_BUSY")
+            assert 0 < busy < cycles if unit in used else busy == 0, f"{unit.name} was busy for {busy} of {cycles}"
 
 
 def golden_memory(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -202,12 +213,38 @@ def row_operations(n: int) -> list[Instruction]:
             Op.VECTOR, {**entries, "limit": 1, "source": Source.STAT, "stat_m": 1, "stat_h": 8, "dest": Dest.STORE_RAW}
         ),
         store(0xC00, **entries, run=1, stride_m=24, stride_h=4),
+        # Smaller elements.
+        Instruction(Op.VECTOR, {**row, "scale": Scale.CONST, "const1": 0x42000000, "dest": Dest.STORE_INT8}),
+        store(0x1004, n=n, m=m, run=n, stride_m=up(n) + CONFIG.bus_bytes, element=Element.INT8),
+        Instruction(Op.VECTOR, {**row, "dest": Dest.STORE_BF16}),
+        store(0x1404, n=n, m=m, run=n, stride_m=up(2 * n) + CONFIG.bus_bytes, element=Element.BF16),
         # Quantised rows times transposed tiles.
         Instruction(Op.VECTOR, {**row, "n": rows, "limit": rows, "dest": Dest.ACT, "dst": 8, "dst_m": 1}),
         load(LoadDest.STREAM, 0x3000, CONFIG.transposed_tile_bytes, transpose=1),
         Instruction(Op.MATMUL, {**matmul, "n": 1, "act": 8, "stream": 1, "bank": 1}, {Unit.VECTOR: 1}),
         Instruction(Op.VECTOR, {**second, "dest": Dest.STORE_RAW}, {Unit.MATRIX: 1}),
         store(0xE00, n=cols, m=m, run=cols, stride_m=4 * cols),
+    ]
+
+
+def weights_ahead(m: int) -> list[Instruction]:
+    """Return a program whose weights come far before they are used: the FIFO is full, and the queue before it too."""
+    tiles, more = CONFIG.weight_fifo_bytes // CONFIG.tile_bytes, CONFIG.queue_depth + 5
+    tile = CONFIG.tile_bytes
+    rows, cols = up(m * tiles * CONFIG.row_slot), CONFIG.cols
+    matmul = {"n": 1, "groups": 1, "rows_outer": m, "rows_inner": 1, "act_outer": tiles}
+    vector = {"source": Source.ACC, "n": cols, "m": m, "h": 1, "limit": cols, "src_n": m, "src_m": 1}
+    store = {"n": cols, "m": m, "h": 1, "run": cols, "stride_m": 4 * cols, "element": Element.FP32}
+    return [
+        Instruction(Op.WEIGHT, {"offset": DATA, "bytes": tiles * tile, "count": 1}),
+        Instruction(Op.LOAD, {"offset": DATA, "bytes": rows, "count": 1, "dest": LoadDest.ACT}),
+        Instruction(Op.MATMUL, {**matmul, "k": tiles}, {Unit.LOAD: 1}),
+        *(Instruction(Op.WEIGHT, {"offset": DATA + 64 * i, "bytes": tile, "count": 1}) for i in range(more)),
+        Instruction(Op.MATMUL, {**matmul, "k": more, "bank": 1}),
+        Instruction(Op.VECTOR, {**vector, "dest": Dest.STORE_RAW}, {Unit.MATRIX: 2}),
+        Instruction(Op.STORE, {**store, "offset": RESULT}),
+        Instruction(Op.VECTOR, {**vector, "bank": 1, "dest": Dest.STORE_RAW}, {Unit.MATRIX: 1}),
+        Instruction(Op.STORE, {**store, "offset": RESULT + 0x1000}),
     ]
 
 
@@ -253,6 +290,13 @@ async def test_products(dut: Any, share: float) -> None:
     rows, cols = CONFIG.rows, CONFIG.cols
     for m, k, n in ((1, rows, cols), (3, 2 * rows + 1, 2 * cols + 1), (2, 3, cols + 2)):
         await system.run(image_of(rng, product(m, k, n)))
+
+
+@cocotb.test()
+async def test_weights_far_ahead(dut: Any) -> None:
+    rng = generator("weights ahead")
+    system = await System.started(dut, rng)
+    await system.run(image_of(rng, weights_ahead(8)))
 
 
 ERRORS = {
