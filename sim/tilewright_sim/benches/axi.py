@@ -40,11 +40,8 @@ class BoundedRead(AxiRamRead):  # type: ignore[misc]
     touched: set[int]
 
     async def _read(self, address: int, length: int) -> bytes:
-        inside = address - self.at
-        self.touched.add(inside // PAGE)
-        if not 0 <= inside <= self.size - length:
-            raise IndexError(address)
-        return bytes(self.read(inside, length))
+        self.touched.add((address - self.at) // PAGE)
+        return bytes(self.read(_inside(self, address, length), length))
 
 
 class BoundedWrite(AxiRamWrite):  # type: ignore[misc]
@@ -59,10 +56,15 @@ class BoundedWrite(AxiRamWrite):  # type: ignore[misc]
     at: int
 
     async def _write(self, address: int, data: bytes) -> None:
-        inside = address - self.at
-        if not 0 <= inside <= self.size - len(data):
-            raise IndexError(address)
-        self.write(inside, data)
+        self.write(_inside(self, address, len(data)), data)
+
+
+def _inside(side: BoundedRead | BoundedWrite, address: int, length: int) -> int:
+    """Return where in its memory some bytes lie; IndexError if not all of them do."""
+    inside = address - side.at
+    if not 0 <= inside <= side.size - length:
+        raise IndexError(address)
+    return inside
 
 
 def anywhere(rng: random.Random) -> int:

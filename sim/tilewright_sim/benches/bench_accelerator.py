@@ -137,6 +137,17 @@ def up(size: int) -> int:
     return -(-size // CONFIG.bus_bytes) * CONFIG.bus_bytes
 
 
+def sums(m: int, n: int, **fields: int) -> dict[str, int]:
+    """Return the fields of a VECTOR that takes m rows of n accumulators, as a product leaves them."""
+    return {"source": Source.ACC, "n": n, "m": m, "h": 1, "limit": n, "src_n": m, "src_m": 1, **fields}
+
+
+def rows_of_words(m: int, n: int, at: int) -> dict[str, int]:
+    """Return the fields of a STORE that writes m rows of n words, one after the other."""
+    offset = RESULT + at
+    return {"n": n, "m": m, "h": 1, "run": n, "stride_m": 4 * n, "element": Element.FP32, "offset": offset}
+
+
 def product(m: int, k: int, n: int) -> list[Instruction]:
     """Return a program: random int8 from memory times random tiles, as int32 and as scaled floats to memory.
 
@@ -144,8 +155,6 @@ def product(m: int, k: int, n: int) -> list[Instruction]:
     """
     k_tiles, n_tiles = -(-k // CONFIG.rows), -(-n // CONFIG.cols)
     tiles, rows = k_tiles * n_tiles * CONFIG.tile_bytes, up(m * k_tiles * CONFIG.row_slot)
-    vector = {"source": Source.ACC, "n": n, "m": m, "h": 1, "limit": n, "src_n": m, "src_m": 1}
-    store = {"n": n, "m": m, "h": 1, "run": n, "stride_m": 4 * n, "element": Element.FP32}
     return [
         Instruction(Op.WEIGHT, {"offset": DATA, "bytes": tiles, "count": 1}),
         Instruction(Op.LOAD, {"offset": DATA + 0x1000, "bytes": rows, "count": 1, "dest": LoadDest.ACT}),
@@ -155,10 +164,10 @@ def product(m: int, k: int, n: int) -> list[Instruction]:
             {"k": k_tiles, "n": n_tiles, "groups": 1, "rows_outer": m, "rows_inner": 1, "act_outer": k_tiles},
             {Unit.LOAD: 2},
         ),
-        Instruction(Op.VECTOR, {**vector, "dest": Dest.STORE_RAW}, {Unit.MATRIX: 1}),
-        Instruction(Op.STORE, {**store, "offset": RESULT}),
-        Instruction(Op.VECTOR, {**vector, "param": 1, "dest": Dest.STORE_FP32}, {Unit.MATRIX: 1, Unit.LOAD: 1}),
-        Instruction(Op.STORE, {**store, "offset": RESULT + 0x1000}),
+        Instruction(Op.VECTOR, sums(m, n, dest=Dest.STORE_RAW), {Unit.MATRIX: 1}),
+        Instruction(Op.STORE, rows_of_words(m, n, 0)),
+        Instruction(Op.VECTOR, sums(m, n, param=1, dest=Dest.STORE_FP32), {Unit.MATRIX: 1, Unit.LOAD: 1}),
+        Instruction(Op.STORE, rows_of_words(m, n, 0x1000)),
     ]
 
 
@@ -176,7 +185,6 @@ def row_operations(n: int) -> list[Instruction]:
     # Accumulators, scaled to come near one.
     acc = {**shape, "source": Source.ACC, "src_n": m, "src_m": 1, "scale": Scale.CONST, "const1": 0x3A800000}
     row = {**shape, "source": Source.ROW, "src": 3 * words, "const1": 0x3F800000, "const2": 0x3F80}
-    second = {"n": cols, "m": m, "h": 1, "limit": cols, "source": Source.ACC, "bank": 1, "src_n": m, "src_m": 1}
     entries = {"n": 1, "m": m, "h": 6}
     reductions = (Reduce.SUMSQ, Reduce.SUM, Reduce.VAR, Reduce.ARGMAX, Reduce.MAX)
     stored = (
@@ -222,8 +230,8 @@ def row_operations(n: int) -> list[Instruction]:
         Instruction(Op.VECTOR, {**row, "n": rows, "limit": rows, "dest": Dest.ACT, "dst": 8, "dst_m": 1}),
         load(LoadDest.STREAM, 0x3000, CONFIG.transposed_tile_bytes, transpose=1),
         Instruction(Op.MATMUL, {**matmul, "n": 1, "act": 8, "stream": 1, "bank": 1}, {Unit.VECTOR: 1}),
-        Instruction(Op.VECTOR, {**second, "dest": Dest.STORE_RAW}, {Unit.MATRIX: 1}),
-        store(0xE00, n=cols, m=m, run=cols, stride_m=4 * cols),
+        Instruction(Op.VECTOR, sums(m, cols, bank=1, dest=Dest.STORE_RAW), {Unit.MATRIX: 1}),
+        Instruction(Op.STORE, rows_of_words(m, cols, 0xE00)),
     ]
 
 
@@ -233,18 +241,16 @@ def weights_ahead(m: int) -> list[Instruction]:
     tile = CONFIG.tile_bytes
     rows, cols = up(m * tiles * CONFIG.row_slot), CONFIG.cols
     matmul = {"n": 1, "groups": 1, "rows_outer": m, "rows_inner": 1, "act_outer": tiles}
-    vector = {"source": Source.ACC, "n": cols, "m": m, "h": 1, "limit": cols, "src_n": m, "src_m": 1}
-    store = {"n": cols, "m": m, "h": 1, "run": cols, "stride_m": 4 * cols, "element": Element.FP32}
     return [
         Instruction(Op.WEIGHT, {"offset": DATA, "bytes": tiles * tile, "count": 1}),
         Instruction(Op.LOAD, {"offset": DATA, "bytes": rows, "count": 1, "dest": LoadDest.ACT}),
         Instruction(Op.MATMUL, {**matmul, "k": tiles}, {Unit.LOAD: 1}),
         *(Instruction(Op.WEIGHT, {"offset": DATA + 64 * i, "bytes": tile, "count": 1}) for i in range(more)),
         Instruction(Op.MATMUL, {**matmul, "k": more, "bank": 1}),
-        Instruction(Op.VECTOR, {**vector, "dest": Dest.STORE_RAW}, {Unit.MATRIX: 2}),
-        Instruction(Op.STORE, {**store, "offset": RESULT}),
-        Instruction(Op.VECTOR, {**vector, "bank": 1, "dest": Dest.STORE_RAW}, {Unit.MATRIX: 1}),
-        Instruction(Op.STORE, {**store, "offset": RESULT + 0x1000}),
+        Instruction(Op.VECTOR, sums(m, cols, dest=Dest.STORE_RAW), {Unit.MATRIX: 2}),
+        Instruction(Op.STORE, rows_of_words(m, cols, 0)),
+        Instruction(Op.VECTOR, sums(m, cols, bank=1, dest=Dest.STORE_RAW), {Unit.MATRIX: 1}),
+        Instruction(Op.STORE, rows_of_words(m, cols, 0x1000)),
     ]
 
 

@@ -80,9 +80,14 @@ class Design:
         """Return the names that one is made from."""
         return set().union(*(driver.reads for driver in self.drivers[name]))
 
-    def body(self, statement: Statement) -> list[str]:
+    @property
+    def clocked(self) -> list[Statement]:
+        """The statements that give registers values."""
+        return [statement for statement in self.statements if statement.clocked]
+
+    def body(self, lines: tuple[int, int]) -> list[str]:
         """Return the lines of a clocked statement without its `always`."""
-        first, end = statement.lines
+        first, end = lines
         return [self.lines[first].replace(_ALWAYS, "   ", 1), *self.lines[first + 1 : end]]
 
     def expression(self, statement: Statement) -> str:
@@ -169,8 +174,7 @@ def parse(text: str) -> Design:
         elif line.startswith(_ALWAYS):
             while lines[i].startswith("    ") or lines[i] == "  end":
                 i += 1
-            body = [line.replace(_ALWAYS, "   ", 1), *lines[first + 1 : i]]
-            design.statements.append(_clocked((first, i), body))
+            design.statements.append(_clocked((first, i), design.body((first, i))))
         elif line.startswith("  function"):
             functions |= {line.rstrip(";").split()[-1]}
             while lines[i - 1] != "  endfunction":
@@ -182,9 +186,9 @@ def parse(text: str) -> Design:
             raise ValueError(f"line {i} is nothing that a flat design has: {line.strip()[:60]!r}")
     for statement in design.statements:
         statement.reads -= functions
-        for name in statement.targets:
+        for name in sorted(statement.targets):
             design.drivers[name].append(statement)
-        for name in statement.reads:
+        for name in sorted(statement.reads):
             design.readers[name].append(statement)
     for name, drivers in design.drivers.items():
         if len({driver.clocked for driver in drivers}) > 1:

@@ -124,7 +124,7 @@ def _regions(design: Design, sleepers: Sequence[Region], restless: Sequence[str]
 
     found = {name: region(name) for name in design.registers}
     wild = {name for name in found if any(re.match(pattern, name) for pattern in restless)}
-    clocked = [statement for statement in design.statements if statement.clocked]
+    clocked = design.clocked
     for statement in clocked:
         if len({found[name] for name in statement.targets}) > 1:
             wild |= statement.targets
@@ -168,14 +168,14 @@ class _Plan:
         self.design, self.region = design, region
         self.regions = sorted(set(region.values()) - {_AWAKE})
         wires = set(design.wires)
-        self.order = _components(design.wires, lambda name: (n for n in design.reads(name) if n in wires))
+        self.order = _components(design.wires, lambda name: sorted(design.reads(name) & wires))
         self.looped = {n for part in self.order if len(part) > 1 or part[0] in design.reads(part[0]) for n in part}
         self.sources: list[_Source] = []
         self.source: dict[str, int] = {}
         self._find_sources()
         self.origins = self._origins()
         self.awake = {label: 0 for label in self.regions}
-        for statement in self.clocked():
+        for statement in self.design.clocked:
             if (label := self.of(statement)) != _AWAKE:
                 for name in statement.reads | statement.targets:
                     self.awake[label] |= self.origins.get(name, 0)
@@ -186,10 +186,6 @@ class _Plan:
         self.together: dict[int, list[str]] = {}
         self._place_wires()
 
-    def clocked(self) -> list[Statement]:
-        """The statements that give registers values."""
-        return [statement for statement in self.design.statements if statement.clocked]
-
     def of(self, statement: Statement) -> str:
         """Return the region of a clocked statement."""
         return self.region[next(iter(statement.targets))]
@@ -198,7 +194,7 @@ class _Plan:
         """Group registers and inputs by the regions whose next state depends on them."""
         design, regions = self.design, {label: 1 << i for i, label in enumerate(self.regions)}
         behind: dict[str, int] = defaultdict(int)
-        for statement in self.clocked():
+        for statement in self.design.clocked:
             for name in statement.reads:
                 behind[name] |= regions.get(self.of(statement), 0)
         for part in reversed(self.order):
@@ -242,7 +238,7 @@ class _Plan:
                 origins = self.origins[name]
                 if alone := user[name]:
                     self.only[alone].append(name)
-                elif alone is None and origins and not origins & ~known and name not in self.looped:
+                elif alone is None and origins and not origins & ~known:
                     together[origins].append(name)
         for origins, names in together.items():
             statements = {id(driver): driver for name in names for driver in design.drivers[name]}
@@ -276,8 +272,9 @@ class _Plan:
             }
             mixed |= {name for name in user if user[name] is not None and users(name) != {user[name]}}
             if not mixed:
-                # Outputs are ports, and those are never variables: they stay where they are, as users of several.
-                return {name: (_AWAKE if name in design.outputs else found) for name, found in user.items()}
+                # Ports are never variables, and loops have no order: both stay where they are.
+                stay = design.outputs | self.looped
+                return {name: (_AWAKE if name in stay else found) for name, found in user.items()}
             user |= dict.fromkeys(mixed, None)
 
 
@@ -370,9 +367,9 @@ class _Writer:
             *(f"  reg sleep_changed_{i};" for i in mine),
         ]
         body = [f"      sleep_changed_{i} = 1'h0;" for i in mine] + self.wires(plan.only[label], "      ")
-        for statement in plan.clocked():
+        for statement in self.design.clocked:
             if plan.of(statement) == label:
-                for line in self.design.body(statement):
+                for line in self.design.body(statement.lines):
                     found = assignment(line)
                     body.append(f"  {self.next_value(found) if found else line}")
                 self.design.remove(statement)
@@ -399,7 +396,7 @@ class _Writer:
     def enables(self) -> None:
         """Put registers that are awake and have the same enable into one statement, as the array's are."""
         groups: dict[str, list[Statement]] = defaultdict(list)
-        for statement in self.plan.clocked():
+        for statement in self.design.clocked:
             first, end = statement.lines
             if self.plan.of(statement) == _AWAKE and end - first == 2:
                 found = assignment(self.design.lines[first + 1])
