@@ -73,7 +73,7 @@ FIFOS = {"weight_fifo_bytes": 2048, "stream_fifo_bytes": 2048}
         ("tile_fifo", {"rows": 6, "cols": 3, "ingest": 1, "tiles": 2, "count": 1}),
         ("vector_unit", {"rows": 12, "cols": 20, "lanes": 4, **FIFOS}),
         ("width_converter", {"bus_bytes": 8, "slot": 2, "used": 2, "ends": 1}),
-        ("width_converter", {"bus_bytes": 4, "slot": 4, "used": 3, "ends": 2}),
+        ("width_converter", {"bus_bytes": 4, "slot": 12, "used": 9, "ends": 2}),
     ],
 )
 def test_other_sizes(name, parameters, tmp_path):
@@ -106,6 +106,8 @@ def test_bad_arguments():
         run_bench("softmix")
     with pytest.raises(BenchError, match="softmax has no parameter 'rows': choose from lanes, max_length"):
         run_bench("softmax", rows=3)
+    with pytest.raises(BenchError, match="width_converter has no port clk: a bench needs one"):
+        run_bench("width_converter", bus_bytes=4, slot=4, used=3)
     with pytest.raises(BenchError, match="simulator must be verilator or icarus, not 'vcs'"):
         run_bench("softmax", simulator="vcs")
 

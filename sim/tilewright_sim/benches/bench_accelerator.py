@@ -95,6 +95,7 @@ class System:
 
     async def run(self, image: NDArray[np.uint8]) -> None:
         """Run a program to its end, and compare memory with the golden device's."""
+        wanted = golden_memory(image)  # first, as it says what is wrong with a program that may not run
         await self.start(image)
         await self.interrupt()
         assert await self.get("STATUS") == 2
@@ -102,7 +103,7 @@ class System:
         await self.check_counters(image)
         self.checker.assert_quiet()
         self.host_rules.assert_quiet()
-        got, wanted = np.frombuffer(bytes(self.memory), np.uint8), golden_memory(image)
+        got = np.frombuffer(bytes(self.memory), np.uint8)
         different = np.flatnonzero(got != wanted)
         assert different.size == 0, f"{different.size} bytes differ, the first at {different[0]:#x}"
         await self.put(IRQ_STATUS=1)
@@ -223,9 +224,9 @@ def row_operations(n: int) -> list[Instruction]:
         store(0xC00, **entries, run=1, stride_m=24, stride_h=4),
         # Smaller elements.
         Instruction(Op.VECTOR, {**row, "scale": Scale.CONST, "const1": 0x42000000, "dest": Dest.STORE_INT8}),
-        store(0x1004, n=n, m=m, run=n, stride_m=up(n) + CONFIG.bus_bytes, element=Element.INT8),
+        store(0x1000 + CONFIG.bus_bytes, n=n, m=m, run=n, stride_m=up(n) + CONFIG.bus_bytes, element=Element.INT8),
         Instruction(Op.VECTOR, {**row, "dest": Dest.STORE_BF16}),
-        store(0x1404, n=n, m=m, run=n, stride_m=up(2 * n) + CONFIG.bus_bytes, element=Element.BF16),
+        store(0x1400 + CONFIG.bus_bytes, n=n, m=m, run=n, stride_m=up(2 * n) + CONFIG.bus_bytes, element=Element.BF16),
         # Quantised rows times transposed tiles.
         Instruction(Op.VECTOR, {**row, "n": rows, "limit": rows, "dest": Dest.ACT, "dst": 8, "dst_m": 1}),
         load(LoadDest.STREAM, 0x3000, CONFIG.transposed_tile_bytes, transpose=1),

@@ -343,10 +343,11 @@ async def test_a_full_fifo_holds_up_no_other(dut: Any) -> None:
     await bench.start()
     for room in bench.rooms.values():
         room.hold = True
-    bench.weight({"bytes": 20 * CONFIG.tile_bytes, "count": 1})
+    more = 20 + max(CONFIG.weight_fifo_bytes, CONFIG.stream_fifo_bytes) // CONFIG.tile_bytes  # tiles, than there is room
+    bench.weight({"bytes": more * CONFIG.tile_bytes, "count": 1})
     for _ in range(3):
         bench.load({"dest": LoadDest.ROW, "bytes": 6 * BUS, "count": 1, "dst": 1})
-    bench.load({"dest": LoadDest.STREAM, "bytes": 20 * CONFIG.tile_bytes, "count": 1})
+    bench.load({"dest": LoadDest.STREAM, "bytes": more * CONFIG.tile_bytes, "count": 1})
     for i in range(6):
         bench.fetch(64 * i, 16)
     await ClockCycles(dut.clk, 600)

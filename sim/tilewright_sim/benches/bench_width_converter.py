@@ -16,6 +16,8 @@ BEATS = max(1, SLOT // BUS)
 """Beats of a slot."""
 WORDS = max(1, BUS // SLOT)
 """Words of a beat."""
+AHEAD = SLOT < BUS
+"""A word is a part of the beat that is offered; the beat is taken with its last word."""
 
 
 class ConverterModel:
@@ -52,7 +54,7 @@ def beats(count: int, rng: random.Random) -> list[int]:
 @cocotb.parametrize(idle=[0.0, 0.5], back_pressure=[0.0, 0.5])
 async def test_slots(dut: Any, idle: float, back_pressure: float) -> None:
     rng = generator(f"slots {idle} {back_pressure}")
-    bench = StreamTestbench(dut, ConverterModel(), rng, idle=idle, back_pressure=back_pressure)
+    bench = StreamTestbench(dut, ConverterModel(), rng, idle=idle, back_pressure=back_pressure, ahead=AHEAD)
     await bench.start()
     bench.source.send(beats(120, rng))
     await bench.finish()
@@ -62,7 +64,7 @@ async def test_slots(dut: Any, idle: float, back_pressure: float) -> None:
 @cocotb.test()
 async def test_limited_by_the_narrower_side_alone(dut: Any) -> None:
     rng = generator("throughput")
-    bench = StreamTestbench(dut, ConverterModel(), rng)
+    bench = StreamTestbench(dut, ConverterModel(), rng, ahead=AHEAD)
     await bench.start()
     bench.source.send(beats(60, rng))
     await ClockCycles(dut.clk, 60 * max(BEATS, WORDS) + 3)
@@ -73,7 +75,7 @@ async def test_limited_by_the_narrower_side_alone(dut: Any) -> None:
 @cocotb.parametrize(cycles=[3, 4, 6, 33])
 async def test_reset_in_the_middle(dut: Any, cycles: int) -> None:
     rng = generator(f"reset {cycles}")
-    bench = StreamTestbench(dut, ConverterModel(), rng, back_pressure=0.3)
+    bench = StreamTestbench(dut, ConverterModel(), rng, back_pressure=0.3, ahead=AHEAD)
     await bench.start()
     bench.source.send(beats(100, rng))
     await ClockCycles(dut.clk, cycles)

@@ -217,9 +217,9 @@ class Monitor:
         self._callback = callback
 
     @classmethod
-    def of_stream(cls, dut: Any, name: str, callback: Callable[[int], None]) -> Monitor:
+    def of_stream(cls, dut: Any, name: str, callback: Callable[[int], None], *, offered: bool = False) -> Monitor:
         """Return the monitor of NAME_valid, NAME_ready and NAME_payload."""
-        return cls(dut, f"{name}_valid", f"{name}_ready", [f"{name}_payload"], callback)
+        return cls(dut, f"{name}_valid", f"{name}_ready", [f"{name}_payload"], callback, offered=offered)
 
     def start(self) -> None:
         """Begin to watch; with reset high."""
@@ -405,17 +405,26 @@ class StreamTestbench:
         For the stalls.
     idle, back_pressure : float
         Share of the time in which the source idles and in which the sink does not take.
+    ahead : bool
+        What comes of an item comes from the cycle on in which it is offered, not after it was taken.
     """
 
     def __init__(
-        self, dut: Any, model: Model, rng: random.Random, *, idle: float = 0.0, back_pressure: float = 0.0
+        self,
+        dut: Any,
+        model: Model,
+        rng: random.Random,
+        *,
+        idle: float = 0.0,
+        back_pressure: float = 0.0,
+        ahead: bool = False,
     ) -> None:
         self.dut, self.model = dut, model
         self.checker = InOrderChecker("o")
         self.source = StreamSource(dut, "i", rng, idle)
         self._others: tuple[StreamSink | Monitor, ...] = (
             StreamSink(dut, "o", rng, back_pressure),
-            Monitor.of_stream(dut, "i", self._saw_input),
+            Monitor.of_stream(dut, "i", self._saw_input, offered=ahead),
             Monitor.of_stream(dut, "o", self.checker.receive),
         )
 
