@@ -1,6 +1,7 @@
 """Verilog with one module for each kind of component, whose ports are those of its signature."""
 
 import re
+from collections import Counter
 
 import pytest
 from amaranth import EnableInserter, Module, Signal
@@ -120,6 +121,15 @@ def test_every_note_of_the_accelerator_is_a_module_and_names_are_plain(monkeypat
     assert not re.search(r"^  wire .*\\[a-z]\w*\$\d+", top, re.M)
     assert "$auto$" not in text
     assert "at_start" in text
+
+
+def test_no_expression_is_written_out_again_and_again():
+    """Amaranth writes an expression wherever it is used: a choice of a few bits became 10,000 lines once."""
+    text = to_verilog(AcceleratorConfig.preset("tiny"))
+    for name, body in re.findall(r"^module (\S+?)\((.*?)^endmodule", text, re.M | re.S):
+        written = Counter(re.findall(r"^  assign \\\$\d+  = (.*);$", body, re.M))
+        expression, times = max(written.items(), key=lambda item: item[1], default=("", 0))
+        assert times <= 30, f"{name} has {times} times {expression!r}: let a signal hold it"
 
 
 class Storage(wiring.Component):

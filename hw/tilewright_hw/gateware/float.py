@@ -309,14 +309,13 @@ class IntToFloat(wiring.Component):
         width = max(bits, 24)
         number = Signal(self.width, reset_less=True)
         m.d.sync += number.eq(self.i)
-        sign = number[-1] if self.signed else C(0, 1)
 
         # The widest step is chosen beside the first register, as it looks at the most bits.
         widest = 1 << (ceil_log2(width) - 1)
         far = Signal(reset_less=True)
-        entering = Cat(C(0, width - bits), self.i[:bits])[width - widest :]
-        m.d.sync += far.eq(~(entering ^ (self.i[-1] if self.signed else C(0, 1)).replicate(widest)).any())
-        value = Cat(C(0, width - bits), number[:bits])
+        sign, entering = self._split(self.i, width)
+        m.d.sync += far.eq(~(entering[width - widest :] ^ sign.replicate(widest)).any())
+        sign, value = self._split(number, width)
         value = Mux(far, Cat(C(0, widest), value[: width - widest]), value)
         steps = [1 << n for n in reversed(range(3, ceil_log2(width) - 1))]
         value, shift = normalise(m, value, steps, name="coarse", sign=sign)
@@ -348,6 +347,11 @@ class IntToFloat(wiring.Component):
             )
         )
         return m
+
+    def _split(self, i, width):
+        """Return the sign of an integer, and its other bits, padded below to a width."""
+        bits = self.width - self.signed
+        return (i[-1] if self.signed else C(0, 1)), Cat(C(0, width - bits), i[:bits])
 
 
 class FloatToInt(wiring.Component):

@@ -61,19 +61,20 @@ class Interpolator(wiring.Component):
         d = delay(m, self.d, 2, name="d")
         fall = delay(m, self.fall, 3, name="fall")
         value = delay(m, segment.value, 1, name="value")
-        product = Signal(signed(20), reset_less=True)
-        m.d.sync += product.eq(segment.step * d)
+        # Beside 128, the product's lowest seven bits can carry into nothing.
+        product = Signal(signed(13), reset_less=True)
+        m.d.sync += product.eq((segment.step * d) >> 7)
 
         # ceil((256 T - P - 128) / 256) = floor((256 T + 127 - P) / 256), and 127 - P = 128 + ~P: no carry in is needed.
-        whole = Cat(C(128, 8), value)
-        total = Signal(signed(29))
+        whole = Cat(C(1, 1), value)
+        total = Signal(signed(22))
         result = Signal.like(self.o, reset_less=True)
-        signed_product = (product ^ fall.replicate(20))[:20].as_signed()
+        signed_product = (product ^ fall.replicate(13))[:13].as_signed()
         m.d.comb += [
             total.eq((whole.as_signed() if self.loadable else whole) + signed_product),
             self.o.eq(result),
         ]
-        m.d.sync += result.eq(total[8 : 8 + len(result)])
+        m.d.sync += result.eq(total[1 : 1 + len(result)])
         return m
 
     def _read(self, m):

@@ -553,14 +553,14 @@ class RowScalar(wiring.Component):
     """
 
     _STAGES = (
-        ((Reduce.VAR,), Variance.LATENCY),
-        (SUMS, IntToFloat.LATENCY + Scale2.LATENCY),
-        (MULTIPLIED, FloatMul.LATENCY),
-        ((Reduce.VAR,), FloatMul.LATENCY),
-        ((Reduce.QSCALE,), RoundBf16.LATENCY),
-        (SQUARES, FloatAdd.LATENCY),
-        (INVERTED, ReciprocalUnit.LATENCY),
-        ((Reduce.VAR,), FloatMul.LATENCY),
+        ("variance", (Reduce.VAR,), Variance.LATENCY),
+        ("float", SUMS, IntToFloat.LATENCY + Scale2.LATENCY),
+        ("mul", MULTIPLIED, FloatMul.LATENCY),
+        ("again", (Reduce.VAR,), FloatMul.LATENCY),
+        ("round", (Reduce.QSCALE,), RoundBf16.LATENCY),
+        ("add", SQUARES, FloatAdd.LATENCY),
+        ("reciprocal", INVERTED, ReciprocalUnit.LATENCY),
+        ("last", (Reduce.VAR,), FloatMul.LATENCY),
     )
     awake: In(1, init=1)
     kind: In(Reduce)
@@ -575,7 +575,7 @@ class RowScalar(wiring.Component):
     @classmethod
     def latency(cls, kind):
         """Return the cycles from `i` to `o`: those of the stages that the kind uses."""
-        return sum(cycles for kinds, cycles in cls._STAGES if kind in kinds)
+        return sum(cycles for _, kinds, cycles in cls._STAGES if kind in kinds)
 
     def elaborate(self, platform):
         m = Module()
@@ -621,14 +621,14 @@ class RowScalar(wiring.Component):
         start = Signal(row_mark())
         m.d.comb += [start.valid.eq(self.i.valid), start.tag.eq(self.i.tag)]
         way = Way(m, start, self.i_next)
-        for index, (kinds, cycles) in enumerate(self._STAGES):
-            way.past(_among(self.kind, kinds), cycles, name=f"stage{index}")
+        for stage, kinds, cycles in self._STAGES:
+            way.past(_among(self.kind, kinds), cycles, name=f"{stage}_stage")
         m.d.sync += [self.o.valid.eq(way.next.valid), self.o.tag.eq(way.next.tag)]
         return EnableInserter(self.awake)(m)
 
     def _scaled(self, m, variance):
         """Return the row's sum as a float; for VAR the variance's, and in the cycle before that the sum's."""
-        m.submodules.variance = unit = Variance()
+        m.submodules.variance_unit = unit = Variance()
         m.submodules.convert = convert = IntToFloat(SUM_WIDTH)
         m.submodules.scale = scale = Scale2()
         m.d.comb += [unit.start.eq(self.i.valid), unit.n.eq(self.n)]

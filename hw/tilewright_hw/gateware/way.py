@@ -33,7 +33,7 @@ class Way:
         self.m = m
         self._here = (start,) if following is None else (start, following)  # now, and in the next cycle
         # All that may be at this place, at those times, and whether the last stage used is theirs.
-        self._sources = [(self._here, C(1))]
+        self._sources = [("start", self._here, C(1))]
 
     @property
     def now(self):
@@ -47,23 +47,33 @@ class Way:
 
     def past(self, used, cycles, *, name):
         """Go past a stage of so many cycles; return `now` behind it."""
-        m = self.m
+        m, times = self.m, len(self._here)
+        uses = self._named(f"{name}_used", used)
         stage = []  # what is at its end comes first, and what will be there in the next cycle is one register before
         for time, before in zip(("in", "then"), self._here, strict=False):
             late = Signal.like(before, name=f"{name}_{time}")
-            m.d.comb += [late.eq(before), late.valid.eq(before.valid & used)]
+            m.d.comb += [late.eq(before), late.valid.eq(before.valid & uses)]
             stage.append(late)
         for n in range(cycles):
             stage.insert(0, delay(m, stage[0], 1, name=f"{name}_{n}", reset_less=False))
-        times = len(self._here)
-        self._sources = [(source, theirs & ~used) for source, theirs in self._sources] + [(stage[:times], used)]
+        self._sources = [
+            (whose, source, self._named(f"{name}_from_{whose}", theirs & ~uses))
+            for whose, source, theirs in self._sources
+        ]
+        self._sources.append((name, stage[:times], uses))
         self._here = tuple(self._meet(time, f"{name}_{('now', 'next')[time]}") for time in range(times))
         return self.now
+
+    def _named(self, name, value):
+        """Return a bit as a signal: Amaranth writes an expression out again wherever it is used."""
+        bit = Signal(name=name)
+        self.m.d.comb += bit.eq(value)
+        return bit
 
     def _meet(self, time, name):
         """Return what is at this place: 0 for this cycle, 1 for the next."""
         met = Signal.like(self.now, name=name)
         width = len(Value.cast(met))
-        chosen = [Value.cast(source[time]) & theirs.replicate(width) for source, theirs in self._sources]
+        chosen = [Value.cast(source[time]) & theirs.replicate(width) for _, source, theirs in self._sources]
         self.m.d.comb += met.eq(reduce(or_, chosen))
         return met
