@@ -106,7 +106,7 @@ def test_bad_arguments():
         run_bench("softmix")
     with pytest.raises(BenchError, match="softmax has no parameter 'rows': choose from lanes, max_length"):
         run_bench("softmax", rows=3)
-    with pytest.raises(BenchError, match="width_converter has no port clk: a bench needs one"):
+    with pytest.raises(BenchError, match="width_converter has no port clk, which a bench needs"):
         run_bench("width_converter", bus_bytes=4, slot=4, used=3)
     with pytest.raises(BenchError, match="simulator must be verilator or icarus, not 'vcs'"):
         run_bench("softmax", simulator="vcs")

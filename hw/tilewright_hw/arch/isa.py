@@ -365,7 +365,8 @@ FIELDS: dict[Op, tuple[Field, ...]] = {
         _c("n", 5, 0, 16, "Elements of a row, as in the VECTOR that feeds it."),
         _c("m", 5, 16, 16, "Outer rows."),
         _c("h", 6, 0, 16, "Inner rows."),
-        _c("run", 6, 16, 16, "Contiguous elements of a run."),
+        _c("run", 6, 16, 16, "Contiguous elements of a run. It starts on a multiple of min(bytes of a bus word, the "
+           "largest power of two that divides the run's bytes)."),
         _f("stride_m", 7, 0, 32, "Bytes from one outer row to the next."),
         _f("stride_h", 8, 0, 32, "Bytes from one inner row to the next."),
         _f("stride_run", 9, 0, 32, "Bytes from one run of a row to the next."),

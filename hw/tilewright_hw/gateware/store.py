@@ -442,8 +442,8 @@ class StoreUnit(wiring.Component):
 
     A run becomes the beats that its bytes touch, in INCR bursts aligned to the largest one's size, with byte strobes at
     its ends. Data moves in pieces: per cycle the largest power of two of elements that divides a run, but at most a bus
-    word and L elements. So contiguous 32-bit elements go at a beat per cycle (where L elements fill it), scattered ones
-    at one element per cycle.
+    word and L elements. So contiguous 32-bit elements go at a beat per cycle (where L elements fill it, and as many
+    beats may be unanswered as memory takes cycles to answer), scattered ones at one element per cycle.
 
     Flow control: AXI and streams, valid/ready. Addresses are asked for ahead of their data; data is offered only after
     its address, and does not wait for the address to be taken. `i_data` takes words ahead of the command too, as long

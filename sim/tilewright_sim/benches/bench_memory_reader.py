@@ -343,7 +343,8 @@ async def test_a_full_fifo_holds_up_no_other(dut: Any) -> None:
     await bench.start()
     for room in bench.rooms.values():
         room.hold = True
-    more = 20 + max(CONFIG.weight_fifo_bytes, CONFIG.stream_fifo_bytes) // CONFIG.tile_bytes  # tiles, than there is room
+    room_bytes = max(CONFIG.weight_fifo_bytes, CONFIG.stream_fifo_bytes)
+    more = 20 + room_bytes // CONFIG.tile_bytes  # tiles than either has room for
     bench.weight({"bytes": more * CONFIG.tile_bytes, "count": 1})
     for _ in range(3):
         bench.load({"dest": LoadDest.ROW, "bytes": 6 * BUS, "count": 1, "dst": 1})

@@ -188,7 +188,7 @@ def run_bench(
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix=f"tilewright-{name}-"))
         text = Path(verilog).read_text() if verilog else bench.verilog(name, **values)
         if not re.search(rf"^module {name} ?\([^;]*\bclk\b", text, re.M):
-            raise BenchError(f"{name} has no port clk: a bench needs one (a block may be nothing but wires in one size)")
+            raise BenchError(f"{name} has no port clk, which a bench needs: in some sizes a block is nothing but wires")
         built = build(name, values, text, Path(directory), simulator=simulator, waves=waves)
         count, failed = built.test(f"{__package__}.{bench.module}", seed=seed, tests=tests)
     if failed or not count:
