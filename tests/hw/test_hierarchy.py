@@ -8,7 +8,7 @@ from amaranth import EnableInserter, Module, Signal
 from amaranth.lib import fifo, memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from tilewright_hw import SystolicArray, hierarchy
+from tilewright_hw import Softmax, SystolicArray, hierarchy
 from tilewright_hw.arch import AcceleratorConfig
 from tilewright_hw.generate import export_block, to_verilog
 from tilewright_hw.hierarchy import emit
@@ -123,13 +123,23 @@ def test_every_note_of_the_accelerator_is_a_module_and_names_are_plain(monkeypat
     assert "at_start" in text
 
 
-def test_no_expression_is_written_out_again_and_again():
+@pytest.fixture(scope="module")
+def tiny():
+    return to_verilog(AcceleratorConfig.preset("tiny"))
+
+
+def test_no_expression_is_written_out_again_and_again(tiny):
     """Amaranth writes an expression wherever it is used: a choice of a few bits became 10,000 lines once."""
-    text = to_verilog(AcceleratorConfig.preset("tiny"))
-    for name, body in re.findall(r"^module (\S+?)\((.*?)^endmodule", text, re.M | re.S):
+    for name, body in re.findall(r"^module (\S+?)\((.*?)^endmodule", tiny, re.M | re.S):
         written = Counter(re.findall(r"^  assign \\\$\d+  = (.*);$", body, re.M))
         expression, times = max(written.items(), key=lambda item: item[1], default=("", 0))
         assert times <= 30, f"{name} has {times} times {expression!r}: let a signal hold it"
+
+
+def test_every_signal_has_a_name(tiny):
+    """Amaranth finds none for what is made in `a, b = Signal(), Signal()`."""
+    assert "$signal" not in tiny
+    assert "$signal" not in export_block(Softmax(lanes=2, max_length=8), "softmax")
 
 
 class Storage(wiring.Component):

@@ -80,9 +80,15 @@ class AddressGenerator(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        outer, inner, before = Signal(16), Signal(16), Signal(16)  # of the outer row, the inner row, the last token
-        row_ended, outer_ended, moved_on = Signal(), Signal(), Signal()  # what the last token was
-        start, step, wrap = Signal(16), Signal(16), Signal()
+        outer = Signal(16)  # address of the outer row
+        inner = Signal(16)  # of the inner row
+        before = Signal(16)  # of the last token
+        row_ended = Signal()  # the last token was a row's last
+        outer_ended = Signal()  # it was an outer row's last
+        moved_on = Signal()  # it was the last of its address
+        start = Signal(16)
+        step = Signal(16)
+        wrap = Signal()
         m.d.comb += [
             wrap.eq(self.sub == self.last_sub),
             start.eq(before),
@@ -160,9 +166,14 @@ class RowLoops(wiring.Component):
         token = self.token
         # What is left, this word included, and the part of an activation word that it is.
         counts = data.StructLayout({"words": 16, "inner": 16, "outer": 16, "part": range(self.parts)})
-        now, then = Signal(counts), Signal(counts)
-        per_row, per_outer, pad = Signal(16), Signal(16), Signal()
-        row_end, inner_end, outer_end = Signal(), Signal(), Signal()  # registers: many adders wait for them
+        now = Signal(counts)
+        then = Signal(counts)
+        per_row = Signal(16)
+        per_outer = Signal(16)
+        pad = Signal()
+        row_end = Signal()  # these three are registers: many adders wait for them
+        inner_end = Signal()
+        outer_end = Signal()
         fill = Signal()
         m.d.comb += [
             token.valid.eq(self.active & self.advance),

@@ -91,8 +91,10 @@ class RunGenerator(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         command, out = self.i.p, self.o.p
-        step, stride = Signal(32), Signal(32)
-        left, more = Signal(16), Signal()  # `more`: there are some left; commands wait for it
+        step = Signal(32)
+        stride = Signal(32)
+        left = Signal(16)
+        more = Signal()  # there are some left: commands wait for it
         free = Signal()
         m.d.comb += free.eq(self.o.ready | ~self.o.valid)
         m.d.comb += self.i.ready.eq(free & ~more)
@@ -160,9 +162,13 @@ class BurstSplitter(wiring.Component):
         word = exact_log2(self.bus_bytes)
         inside = exact_log2(self.bus_bytes * self.beats)  # address bits inside an aligned block
         # `first` and `last` are byte positions from the block's start, `blocks` counts the blocks after this one.
-        block, first = Signal(64 - inside), Signal(inside)
-        blocks, last = Signal(self.bits + 1 - inside), Signal(inside)
-        final, of_last_run, tag = Signal(), Signal(), Signal(self.tag)
+        block = Signal(64 - inside)
+        first = Signal(inside)
+        blocks = Signal(self.bits + 1 - inside)
+        last = Signal(inside)
+        final = Signal()
+        of_last_run = Signal()
+        tag = Signal(self.tag)
         end = Signal(self.bits + 1)
         m.d.comb += [
             end.eq(self.i.p.addr[:inside] + self.i.p.last_byte),

@@ -60,7 +60,10 @@ class FloatConverter(wiring.Component):
         m = Module()
         lanes = [Signal(24, name=f"lane{j}") for j in range(self.lanes)]
         write = Signal(self.lanes)
-        clear, beat_done, word_done, free = Signal(), Signal(), Signal(), Signal()
+        clear = Signal()
+        beat_done = Signal()
+        word_done = Signal()
+        free = Signal()
         phase = Signal(range(max(2, self._phases())))
         m.d.comb += [
             free.eq(self.o.ready | ~self.o.valid),

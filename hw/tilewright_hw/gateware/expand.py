@@ -89,11 +89,13 @@ class NibbleExpander(wiring.Component):
         m = Module()
         valid, taken, unit, end = self._units(m)
         place = Signal(range(GROUP + 1))  # 0: scales come; else the unit of weights, counted from 1
-        is_scales, half = Signal(), Signal()
+        is_scales = Signal()
+        half = Signal()
         step, last_step = self._steps(m, half)
         width = 4 * self.config.cols
         per_group = GROUP // self.unit_rows  # units that share their scales
-        rows, scales = self._rows(unit), Signal(self.unit_rows * width, reset_less=True)
+        rows = self._rows(unit)
+        scales = Signal(self.unit_rows * width, reset_less=True)
         m.d.comb += [
             is_scales.eq(place == 0),
             half.eq(end[0] & end[1]),
@@ -114,7 +116,8 @@ class NibbleExpander(wiring.Component):
 
     def _units(self, m):
         """Return whether a unit is offered, what takes it, its data and its marks."""
-        taken, offered = Signal(), self.i
+        taken = Signal()
+        offered = self.i
         if self.unit_beats > 1:
             slot = self.config.nibble_slot
             m.submodules.gather = gather = WidthConverter(bus_bytes=self.config.bus_bytes, slot=slot, used=slot, ends=2)
@@ -131,7 +134,8 @@ class NibbleExpander(wiring.Component):
     def _steps(self, m, half):
         """Count the steps in which a unit of weights is given; return the step and whether it is the last."""
         steps = self.unit_rows // self.count
-        step, last = Signal(range(steps)), Signal()
+        step = Signal(range(steps))
+        last = Signal()
         if steps == 1:
             m.d.comb += last.eq(1)
         else:

@@ -57,7 +57,9 @@ class StreamFifo(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         waiting = self.depth - 1  # items in the memory at most: one more is in its output register
-        level, write, read = Signal(range(waiting + 1)), Signal(), Signal()
+        level = Signal(range(waiting + 1))
+        write = Signal()
+        read = Signal()
         m.submodules.storage = storage = memory.Memory(
             # Of two pointers that are equal, one stands still: the FIFO is empty or full.
             shape=len(Cat(self.i.payload)),

@@ -237,7 +237,8 @@ class TokenPath(wiring.Component):
 
         # What is two cycles before a register's input is one cycle before it in `near`, and at it in `self`. It is two
         # cycles before the register's output in `near`, too.
-        x3, x5 = Signal(Token), Signal(Token)
+        x3 = Signal(Token)
+        x5 = Signal(Token)
         near_x3 = Signal(Token)
         at_acc = delay(m, self.issue, ACC_LATENCY - 1, name="acc", reset_less=False)
         going_on = Signal(Token)

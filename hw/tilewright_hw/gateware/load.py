@@ -75,8 +75,10 @@ class LoadSink(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        target, running = Signal(TARGET), Signal()
-        taken, end = Signal(), Signal(2)
+        target = Signal(TARGET)
+        running = Signal()
+        taken = Signal()
+        end = Signal(2)
         addr = Signal(16)
         for wanted, first, last, out in self._ways(m, target):
             m.d.comb += first.i.p.eq(self.i.p)

@@ -82,9 +82,11 @@ class TileBank(wiring.Component):
         with m.If(self.write):
             _next(m, write.addr, depth)
 
-        active, busy = Signal(), Signal()
+        active = Signal()
+        busy = Signal()
         row = Signal(range(self.span))  # the row being read, counted from `start`
-        part, held = row[: exact_log2(self.count)], Signal(exact_log2(self.count))
+        part = row[: exact_log2(self.count)]
+        held = Signal(exact_log2(self.count))
         m.d.comb += [
             active.eq(self.start | busy),
             read.en.eq(active & (part == 0)),
@@ -173,7 +175,8 @@ class TileFifo(wiring.Component):
         m = Module()
         span = self.rows // self.ingest
         writes = span // self.count  # of a tile to each bank
-        row, group = Signal(range(writes)), Signal(range(self.ingest))
+        row = Signal(range(writes))
+        group = Signal(range(self.ingest))
         written = Signal()
         taken = self.i.valid & self.i.ready
         whole = self._level(m, "whole", written, self.start)

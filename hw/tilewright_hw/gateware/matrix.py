@@ -57,10 +57,13 @@ class TileWalker(wiring.Component):
         m = Module()
         now = Signal(operands(Op.MATMUL), reset_less=True)
         fields = self.cmd.payload
-        act, group = Signal(16), Signal(16)  # of this tile; of the first tile of this group
+        act = Signal(16)  # of this tile
+        group = Signal(16)  # of the first tile of this group
         left = {name: Signal(16, name=f"{name}_left") for name in ("k", "n", "groups")}
         end = {name: count == 1 for name, count in left.items()}
-        valid, first, fresh = Signal(), Signal(), Signal()
+        valid = Signal()
+        first = Signal()
+        fresh = Signal()
 
         m.d.comb += [self.cmd.ready.eq(~valid), self.o.valid.eq(valid)]
         with m.If(self.cmd.ready & self.cmd.valid):
@@ -140,11 +143,14 @@ class RowIssuer(wiring.Component):
         tile = self.i.payload
         now = Signal(TILE, reset_less=True)
         outer = Signal(16, reset_less=True)  # activation word of the first row of this outer row
-        inner_left, outer_left = Signal(16), Signal(16)
-        inner_end, outer_end = Signal(), Signal()  # these are 1; registers, as much waits for them
+        inner_left = Signal(16)
+        outer_left = Signal(16)
+        inner_end = Signal()  # inner_left is 1: a register, as much waits for it
+        outer_end = Signal()  # outer_left is 1
         half = Signal()  # a pair's second word is to follow
         take = self.i.valid & self.i.ready
-        ends, goes_on = inner_end & outer_end & ~half, Signal()
+        ends = inner_end & outer_end & ~half
+        goes_on = Signal()
         m.d.comb += goes_on.eq(take | (self.act_en & ~ends))
         m.d.sync += self.act_en.eq(goes_on)
 

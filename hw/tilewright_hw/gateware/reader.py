@@ -138,7 +138,9 @@ class ReadIssue(wiring.Component):
         fits_window = self._room(m, "window", self.weight_window, weight, 1, self.weight_beat, weight.p.len)
         fits_stream = self._room(m, "stream", self.stream_room, load, to_stream, self._stream_back(m), load.p.len)
         fits_load = self._room(m, "load", self.load_room, load, 1, self.load_pop, load.p.len)
-        may_weight, may_load, open_ = Signal(), Signal(), Signal()
+        may_weight = Signal()
+        may_load = Signal()
+        open_ = Signal()
         # Registers: room only grows while a burst is held, so what fitted a cycle ago still fits.
         m.d.sync += [
             may_weight.eq(weight.valid & ~weight.ready & fits_weight & fits_window),
@@ -178,7 +180,8 @@ class ReadIssue(wiring.Component):
     def _slot_free(self, m):
         """Count the outstanding bursts; return whether another may go."""
         limit = self.config.reads_in_flight
-        count, issued = Signal(range(limit + 1)), Signal()
+        count = Signal(range(limit + 1))
+        issued = Signal()
         m.d.comb += issued.eq(self.o_origin.valid)
         with m.If(issued & ~self.burst_done):
             m.d.sync += [count.eq(count + 1), self.idle.eq(0)]
@@ -187,8 +190,10 @@ class ReadIssue(wiring.Component):
         return count != limit
 
     def _choose(self, m, open_, may_load, may_weight):
-        streak, load_went = Signal(range(self.LOADS_BEFORE_WEIGHT + 1)), Signal()
-        weights_turn, load_next = Signal(), Signal()
+        streak = Signal(range(self.LOADS_BEFORE_WEIGHT + 1))
+        load_went = Signal()
+        weights_turn = Signal()
+        load_next = Signal()
         m.d.sync += load_went.eq(self.i_load.ready)
         m.d.comb += [
             weights_turn.eq(may_weight & (streak == self.LOADS_BEFORE_WEIGHT)),
@@ -416,7 +421,8 @@ class MemoryReader(wiring.Component):
 
     def _count_tiles(self, m, issue, sink):
         """Tell when a tile has entered the stream FIFO, and of which kind it is."""
-        row, rows = Signal(range(self.config.rows)), self.config.rows
+        row = Signal(range(self.config.rows))
+        rows = self.config.rows
         moved = sink.o_stream.valid & sink.o_stream.ready
         with m.If(moved):
             m.d.sync += row.eq(Mux(row == rows - 1, 0, row + 1))
@@ -446,8 +452,11 @@ class MemoryReader(wiring.Component):
         """Register the data channel, and give each beat to whom it belongs."""
         config = self.config
         tiles, nibbles = self._weight_rows(m, issue)
-        valid, last, payload = Signal(), Signal(), Signal(config.bus_bits)
-        taken, known = Signal(), Signal()
+        valid = Signal()
+        last = Signal()
+        payload = Signal(config.bus_bits)
+        taken = Signal()
+        known = Signal()
         origin = origins.o.p
         tag, of_weight = WEIGHT_TAG(origin.tag), origin.requester == Requester.WEIGHT
         m.d.comb += [

@@ -330,7 +330,8 @@ class RowReduce(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        i, summed = self.i, Signal()
+        i = self.i
+        summed = Signal()
         m.d.comb += summed.eq(_is_sum(self.kind))
         flags = data.StructLayout({"valid": 1, "first": 1, "last": 1, "row_end": 1, "tag": TAG_WIDTH, "exponent": 8})
         start = Signal(flags)
@@ -395,9 +396,12 @@ class RowReduce(wiring.Component):
         start = delay(m, Mux(ordered, order_key(self.i.source.a), 0), tree.latency, name="start")
         start_index = delay(m, self.i.source.b, tree.latency, name="start_index")
         best = Signal(24, reset_less=True)
-        word, place = Signal(16), Signal(16, reset_less=True)  # of this beat in its row; of the best element
-        own, other = Signal(reset_less=True), Signal(24, reset_less=True)  # whether it is of these rows; else its index
-        better, begin = Signal(), Signal()
+        word = Signal(16)  # of this beat in its row
+        place = Signal(16, reset_less=True)  # of the best element in its row
+        own = Signal(reset_less=True)  # it is of these rows
+        other = Signal(24, reset_less=True)  # its index, where it is not
+        better = Signal()
+        begin = Signal()
         m.d.comb += [
             begin.eq(valid & beside.first),
             better.eq(valid & (tree.o > Mux(beside.first, start, best))),
@@ -498,7 +502,8 @@ class Variance(wiring.Component):
             m.d.sync += product.eq(a * b)
 
         p0, p1, p2 = products
-        multiple, difference = Signal(64, reset_less=True), Signal(64, reset_less=True)
+        multiple = Signal(64, reset_less=True)
+        difference = Signal(64, reset_less=True)
         m.d.sync += [
             multiple.eq(Cat(p0[:32], p2[:32]) + (p1[:32] << 16)),
             difference.eq(multiple - Cat(p0[:32], p2[:32]) - (p1[:33].as_signed() << 17)),

@@ -93,8 +93,11 @@ class ControlRegisters(wiring.Component):
         self._write_addr = Signal(ADDRESS_BITS)
         self._write_data = Signal(32)
         self._write_strobe = Signal(4)
-        self._done, self._error, self._error_pc = Signal(), Signal(8), Signal(32)
-        self._irq_enable, self._irq_status = Signal(2), Signal(2)
+        self._done = Signal()
+        self._error = Signal(8)
+        self._error_pc = Signal(32)
+        self._irq_enable = Signal(2)
+        self._irq_status = Signal(2)
         self._status(m)
         self._settings(m)
         counters = self._counters(m)
@@ -195,7 +198,8 @@ class ControlRegisters(wiring.Component):
     def _write_channel(self, m):
         """Hold an address and a word until both are there; answer one cycle after they took effect."""
         bus = self.bus
-        has_addr, has_data = Signal(), Signal()
+        has_addr = Signal()
+        has_data = Signal()
         writable = Signal()
         m.d.comb += [
             bus.awready.eq(~has_addr),
@@ -228,7 +232,8 @@ class ControlRegisters(wiring.Component):
     def _read_channel(self, m, values):
         """Hold an address; choose within every group of registers in one cycle, and among the groups in the next."""
         bus = self.bus
-        has_addr, chosen = Signal(), Signal()
+        has_addr = Signal()
+        chosen = Signal()
         addr = Signal(ADDRESS_BITS)
         m.d.comb += bus.arready.eq(~has_addr)
         with m.If(bus.arvalid & bus.arready):

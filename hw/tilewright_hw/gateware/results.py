@@ -74,8 +74,10 @@ class ValidLanes(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        bound, left = Signal(16), Signal(16)  # of this outer row, and from this word on
-        n, causal = Signal(16), Signal()
+        bound = Signal(16)  # of this outer row
+        left = Signal(16)  # from this word on
+        n = Signal(16)
+        causal = Signal()
         grown = Signal(16)
         smaller = Mux(self.limit < self.n, self.limit, self.n)
         m.d.comb += grown.eq(bound + (causal & (bound != n)))
@@ -193,7 +195,9 @@ class ResultWriter(wiring.Component):
 
     def _kinds(self, m):
         """Return whether results come in pairs, are quantised, are the accumulators': registers, as `last` waits."""
-        pairs, integers, raw = Signal(), Signal(), Signal()
+        pairs = Signal()
+        integers = Signal()
+        raw = Signal()
         dest = self.next.dest
         with m.If(self.load):
             m.d.sync += [
@@ -206,7 +210,8 @@ class ResultWriter(wiring.Component):
     def _token(self, m, pairs, integers, raw):
         """Return the token in time with the data that the destination takes, and whether ACT16's first half is here."""
         result = delay(m, self.x5, 1, name="result", reset_less=False)
-        quantised, high = Signal(Token), Signal(Token)
+        quantised = Signal(Token)
+        high = Signal(Token)
         m.d.comb += [quantised.eq(result), quantised.valid.eq(result.valid & integers)]
         quantised = delay(m, quantised, FloatToInt.LATENCY, name="late_quantised")
         m.d.comb += [high.eq(quantised), high.valid.eq(quantised.valid & pairs)]

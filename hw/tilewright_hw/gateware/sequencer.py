@@ -138,7 +138,8 @@ class InstructionFetch(wiring.Component):
     def _request(self, m):
         """Make requests, and count what is on its way."""
         step = self.request_beats * self.config.bus_bytes
-        running, first = Signal(), Signal()
+        running = Signal()
+        first = Signal()
         addr = Signal(64)
         ahead = Signal()
         asked = Signal()
@@ -433,8 +434,11 @@ class Sequencer(wiring.Component):
         self._complete = Signal()  # the last beat of an instruction is taken
         self._patching = Signal()
         self._patch_left = Signal()
-        adding, word = Signal(), Signal(4)
-        operand, addend, total = Signal(32), Signal(32), Signal(32)
+        adding = Signal()
+        word = Signal(4)
+        operand = Signal(32)
+        addend = Signal(32)
+        total = Signal(32)
         m.d.comb += [
             write.en.eq(table.en),
             write.addr.eq(table.addr),
@@ -492,7 +496,8 @@ class Sequencer(wiring.Component):
         running = Signal()
         free = Signal()  # this instruction's own dependencies are met, for those without a queue
         table = unpack_operands(Op.LDREGS, self._words)
-        base, load_addr = Signal.like(table.base), fetcher.load.p.addr  # the base registers are far away
+        base = Signal.like(table.base)  # the base registers are far away
+        load_addr = fetcher.load.p.addr
         m.d.comb += [
             free.eq(Cat(_reached(self._completed[u], self._targets[u]) for u in Unit).all()),
             self.busy.eq(running & ~self._halted),

@@ -103,7 +103,9 @@ class RowBuffer(wiring.Component):
             shape=vector_word(self.lanes), depth=2 << bits, init=[], attrs=NO_COLLISION
         )
         w_port, r_port = rows.write_port(), rows.read_port()
-        w_bank, r_bank, c_bank = Signal(), Signal(), Signal()
+        w_bank = Signal()
+        r_bank = Signal()
+        c_bank = Signal()
         word = Signal.like(r_port.data, reset_less=True)
         claimed = Signal(range(3))
         complete = Signal(2)
@@ -161,7 +163,9 @@ class MaxPass(wiring.Component):
         m = Module()
         lanes, rows, word = self.lanes, self.o_rows, self.i.payload
         addr = Signal(range(self.words))
-        first, fire, last = Signal(), Signal(), Signal()
+        first = Signal()
+        fire = Signal()
+        last = Signal()
         m.d.comb += [
             first.eq(addr == 0),
             self.i.ready.eq(rows.room | ~first),
@@ -232,7 +236,9 @@ class ExpPass(wiring.Component):
         m = Module()
         source, rows, info = self.i_rows, self.o_rows, self.i_rows.info
         addr = Signal(range(self.words))
-        first, fire, last = Signal(), Signal(), Signal()
+        first = Signal()
+        fire = Signal()
+        last = Signal()
         m.d.comb += [
             first.eq(addr == 0),
             fire.eq(source.valid & (rows.room | ~first)),
@@ -332,7 +338,8 @@ class ScalePass(wiring.Component):
         source, info = self.i_rows, self.i_rows.info
         addr = Signal(range(self.words))
         pending = Signal(range(self.DEPTH + 1))
-        fire, last = Signal(), Signal()
+        fire = Signal()
+        last = Signal()
         m.d.comb += [
             fire.eq(source.valid & (pending != self.DEPTH)),
             last.eq(addr == info.end),

@@ -75,12 +75,18 @@ class RowWalker(wiring.Component):
         command, row = self.command, self.o.p
         names = ("stride_m", "stride_h", "wrap_stride", "h", "wrap_period")
         kept = {name: Signal.like(command[name], name=name) for name in names}
-        offset, first, more = Signal(32), Signal(), Signal()
+        offset = Signal(32)
+        first = Signal()
+        more = Signal()
         outer = Signal(64)  # start of the outer row
-        inner_left, outer_left, to_wrap = Signal(16), Signal(16), Signal(16)
-        step, origin = Signal(32), Signal(64)
+        inner_left = Signal(16)
+        outer_left = Signal(16)
+        to_wrap = Signal(16)
+        step = Signal(32)
+        origin = Signal(64)
         # Whether the row is the last inner one, and the next one wraps: registers, as a wide adder waits for them.
-        inner_last, wraps = Signal(), Signal()
+        inner_last = Signal()
+        wraps = Signal()
         # One adder makes each row from the one before: from the base, from the inner row, or from the outer row.
         with m.If(first):
             m.d.comb += [step.eq(offset), origin.eq(row.addr)]
@@ -104,7 +110,8 @@ class RowWalker(wiring.Component):
 
     def _count(self, m, kept, first, inner_last, wraps, inner_left, outer_left, to_wrap, more):
         """Count the row that is entered: `inner_left` and `outer_left` include it from then on."""
-        last_inner, last_outer = Signal(), Signal()
+        last_inner = Signal()
+        last_outer = Signal()
         m.d.comb += [
             last_inner.eq(Mux(first | inner_last, kept["h"] == 1, inner_left == 2)),
             last_outer.eq(Mux(~first & inner_last, outer_left == 2, outer_left == 1)),
@@ -162,10 +169,18 @@ class RunWalker(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         # Counts are kept minus one; `left` is what remains of the row, this run included.
-        row_count, run_count, left = Signal(16), Signal(16), Signal(16)
-        stride, size, step = Signal(32), Signal(2), Signal(3)
-        addr, last_row, valid = Signal(64), Signal(), Signal()
-        row_end, count, taken = Signal(), Signal(16), Signal()
+        row_count = Signal(16)
+        run_count = Signal(16)
+        left = Signal(16)
+        stride = Signal(32)
+        size = Signal(2)
+        step = Signal(3)
+        addr = Signal(64)
+        last_row = Signal()
+        valid = Signal()
+        row_end = Signal()
+        count = Signal(16)
+        taken = Signal()
         m.d.comb += [
             row_end.eq(left <= run_count),
             count.eq(Mux(row_end, left, run_count)),
@@ -276,8 +291,10 @@ class Packer(wiring.Component):
         self._bytes = [Signal(9, name=f"byte{i}") for i in range(self._piece_bytes)]
         self._at = Signal(exact_log2(self.config.bus_bytes))
         self._length = Signal(3)  # log2 of its bytes
-        self._full, self._ends = Signal(), Signal()
-        self._valid, self._free = Signal(), Signal()
+        self._full = Signal()
+        self._ends = Signal()
+        self._valid = Signal()
+        self._free = Signal()
         self._take_pieces(m)
         self._write_lanes(m)
         return m
@@ -285,11 +302,15 @@ class Packer(wiring.Component):
     def _take_pieces(self, m):
         """First stage: step through the words of a row and the runs that they fill."""
         now = Signal(layout_run(self.block_bytes))
-        have, at_element = Signal(), Signal(exact_log2(self.config.lanes))
-        run_end, go, word_end = Signal(), Signal(), Signal()
+        have = Signal()
+        at_element = Signal(exact_log2(self.config.lanes))
+        run_end = Signal()
+        go = Signal()
+        word_end = Signal()
         elements = Signal(5)
         length = Signal(3)
-        after, beyond = Signal(len(now.at)), Signal(exact_log2(self.config.lanes) + 1)
+        after = Signal(len(now.at))
+        beyond = Signal(exact_log2(self.config.lanes) + 1)
         m.d.comb += [
             length.eq(now.size + now.step),
             elements.eq(1 << now.step),
@@ -346,7 +367,8 @@ class Packer(wiring.Component):
             own = repeated[1 << k : 2 << k]
             high = [Mux(self._length > k, a, b) for a, b in zip(own, low, strict=True)] if own else low
             repeated = low + high + repeated[2 << k :]
-        begun, write = Signal(), Signal()
+        begun = Signal()
+        write = Signal()
         out = self.o.p
         m.d.comb += [
             write.eq(self._valid & self.permit & (self.o.ready | ~self.o.valid)),
@@ -409,8 +431,10 @@ class WriteIssue(wiring.Component):
         m = Module()
         # One bit per outstanding burst: whether it is its command's last.
         m.submodules.ends = ends = StreamFifo(1, self.limit + 1)
-        outstanding, unwritten = Signal(range(self.limit + 1)), Signal(range(self.limit + 1))
-        free, issued = Signal(), Signal()
+        outstanding = Signal(range(self.limit + 1))
+        unwritten = Signal(range(self.limit + 1))
+        free = Signal()
+        issued = Signal()
         m.d.comb += [
             free.eq((self.o.ready | ~self.o.valid) & (outstanding != self.limit) & ends.i.ready),
             self.i.ready.eq(free),
@@ -537,9 +561,11 @@ class StoreUnit(wiring.Component):
         m.submodules.bursts = bursts = BurstSplitter(
             bus_bytes=config.bus_bytes, beats=config.burst_beats, bits=RUN_BITS
         )
-        walking, start = Signal(), Signal()
+        walking = Signal()
+        start = Signal()
         # The base registers are far away: the command's is chosen one cycle, and used from the next one on.
-        base, chosen = Signal(64), Signal()
+        base = Signal(64)
+        chosen = Signal()
         select_base(m, self.bases, self.cmd.p.base, base)
         m.d.sync += [rows.base.eq(base), chosen.eq(self.cmd.valid & ~start)]
         m.d.comb += [

@@ -36,8 +36,10 @@ class TableLoader(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        word, place = self.i.payload, Signal(range(TABLE_SEGMENTS))
-        input_shift, output_shift = Signal(5), Signal(signed(8))
+        word = self.i.payload
+        place = Signal(range(TABLE_SEGMENTS))
+        input_shift = Signal(5)
+        output_shift = Signal(signed(8))
         m.d.comb += self.i.ready.eq(1)
         m.d.sync += [
             self.write.en.eq(self.i.valid),

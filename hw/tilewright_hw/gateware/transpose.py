@@ -67,11 +67,17 @@ class Transposer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         bits = ceil_log2(max(self.rows, self.cols))
-        come, taken = Signal(bits), Signal(bits)  # rows of the tile that comes: taken from `i`, written
+        come = Signal(bits)  # rows of the tile that comes that were taken from `i`
+        taken = Signal(bits)  # those that were written
         given = Signal(bits)  # rows read of the tile that is held
-        held, mode = Signal(), Signal()  # a whole tile is held; how it lies
-        staged, free, writes, reads = Signal(), Signal(), Signal(), Signal()
-        staged_end, end = Signal(self.ends), Signal(self.ends)
+        held = Signal()  # a whole tile is held
+        mode = Signal()  # how it lies
+        staged = Signal()
+        free = Signal()
+        writes = Signal()
+        reads = Signal()
+        staged_end = Signal(self.ends)
+        end = Signal(self.ends)
         last_in, last_out = taken == self.cols - 1, given == self.rows - 1
         m.d.comb += [
             reads.eq(held & (self.o.ready | ~self.o.valid)),

@@ -137,8 +137,10 @@ class VectorUnit(wiring.Component):
     def _control(self, m):
         """Take commands and tell when they are done; return the running command, and the pulse that loads the next."""
         command = Signal(operands(Op.VECTOR))
-        busy, load = Signal(), Signal()
-        writing, reducing = Signal(), Signal()  # what is still to be done for the command
+        busy = Signal()
+        load = Signal()
+        writing = Signal()  # is still to be done for the command
+        reducing = Signal()  # likewise
         entry = m.submodules.statistics.entry
         entry_last = entry.valid & entry.tag[1]
         last = m.submodules.results.last
@@ -190,7 +192,8 @@ class VectorUnit(wiring.Component):
     def _decode_uses(self, m, load):
         """Return what the command reads the row buffer and the parameter buffer for, as registers."""
         new = self.cmd.payload
-        row_use, param_use = Signal(Use), Signal(Use)
+        row_use = Signal(Use)
+        param_use = Signal(Use)
         for use, first, add, mul in (
             (row_use, new.source == Source.ROW, Add.ROW, Mul.ROW),
             (param_use, new.param | (new.add == Add.ROTATE), Add.PARAM, Mul.PARAM),
@@ -210,7 +213,8 @@ class VectorUnit(wiring.Component):
         """Issue the command's words: into the store FIFO only where one has room."""
         loops, tokens, results = m.submodules.loops, m.submodules.tokens, m.submodules.results
         new = self.cmd.payload
-        stores, pause = Signal(), Signal()
+        stores = Signal()
+        pause = Signal()
         with m.If(load):
             m.d.sync += stores.eq(new.dest >= Dest.STORE_INT8)
         room = ~stores | results.room
@@ -234,7 +238,8 @@ class VectorUnit(wiring.Component):
 
         With `wide` that word's pair follows it a cycle later; then the first is returned beside it (0 otherwise).
         """
-        issue, second = m.submodules.loops.token, Signal(Token)
+        issue = m.submodules.loops.token
+        second = Signal(Token)
         m.d.sync += [second.eq(issue), second.valid.eq(issue.valid & path.wide)]
         groups = self.config.cols // self.lanes
         m.submodules.acc_address = source = AddressGenerator(subs=groups)
@@ -250,7 +255,8 @@ class VectorUnit(wiring.Component):
             self.acc_bank.eq(command.bank),
             self.acc_addr.eq(source.addr + second.valid),
         ]
-        read, sub = Signal(), Signal.like(source.sub)
+        read = Signal()
+        sub = Signal.like(source.sub)
         integers = Signal(sums_word(self.lanes))
         m.d.sync += read.eq(self.acc_en)
         with m.If(self.acc_en):
