@@ -152,14 +152,37 @@ class LaneFunction(wiring.Component):
         segments += tables.segments(tables.exp2_table()) if self.only != "sigmoid" else []
         m.submodules.table = table = Interpolator(segments, loadable=self.only is None)
         sign, aligned, over, sticky = self._align(m)
-        fixed = C(self.only != "exp2", 1)  # where there is nothing to choose
-        chosen = fixed if self.only else delay(m, self.kind != Func.EXP2, 1, name="chosen")
+        # Of exp2 and the others, only what is asked for is built.
+        u = C(0, 21) if self.only == "sigmoid" else self._exp2_argument(m, sign, aligned, over)
+        v = C(0, 16) if self.only == "exp2" else self._other_argument(m, sign, aligned, over, sticky)
+        chosen = C(self.only != "exp2", 1) if self.only else delay(m, self.kind != Func.EXP2, 1, name="chosen")
+        m.d.comb += [
+            table.addr.eq(self._either(chosen, v[7:16], Cat(u[8:16], C(2, 2)))),
+            table.d.eq(self._either(chosen, Cat(C(0, 1), v[:7]), u[:8])),
+            table.fall.eq(~chosen),
+        ]
+        if self.only is None:
+            m.d.comb += [
+                table.loaded.eq(delay(m, self.kind == Func.TABLE, 1, name="loaded")),
+                table.write.eq(self.write),
+            ]
+        self._pack(m, table.o, u[16:], chosen)
+        return m
 
-        # exp2: u = floor(-x * 2^16), which is zero for x > 0.
+    def _either(self, chosen, other, exp2):
+        """Return what is chosen, where there is a choice."""
+        if self.only is None:
+            return Mux(chosen, other, exp2)
+        return exp2 if self.only == "exp2" else other
+
+    def _exp2_argument(self, m, sign, aligned, over):
+        """Return floor(-x * 2^16), which is zero for x > 0."""
         u = Signal(21)
         m.d.comb += u.eq(Mux(sign, aligned | over.replicate(21), 0))
+        return u
 
-        # The others: v = RNE(x * 2^11) + 32768, within 16 bits. Negation takes the rounding's carry along.
+    def _other_argument(self, m, sign, aligned, over, sticky):
+        """Return RNE(x * 2^11) + 32768, within 16 bits. Negation takes the rounding's carry along."""
         up = round_up(Cat(sticky, aligned[:5]), aligned[5])
         rounded_x = Signal(signed(18))
         v = Signal(16)
@@ -170,21 +193,7 @@ class LaneFunction(wiring.Component):
             m.d.comb += v.eq((~sign).replicate(16))
         with m.Else():
             m.d.comb += v.eq(rounded_x[:16])
-
-        m.d.comb += [
-            table.addr.eq(Mux(chosen, v[7:16], Cat(u[8:16], C(2, 2)))),
-            table.d.eq(Mux(chosen, Cat(C(0, 1), v[:7]), u[:8])),
-            table.fall.eq(~chosen),
-        ]
-        if self.only is None:
-            m.d.comb += [
-                table.loaded.eq(delay(m, self.kind == Func.TABLE, 1, name="loaded")),
-                table.write.eq(self.write),
-            ]
-        octave = delay(m, u[16:], Interpolator.LATENCY, name="octave")
-        chosen = fixed if self.only else delay(m, chosen, Interpolator.LATENCY, name="chosen_late")
-        self._pack(m, table.o, octave, chosen)
-        return m
+        return v
 
     def _align(self, m):
         """Register |x| in fixed point, floored to 21 bits, whether it is more, and whether bits were lost."""
@@ -205,35 +214,50 @@ class LaneFunction(wiring.Component):
         return sign, aligned, over, sticky
 
     def _pack(self, m, y, octave, chosen):
-        """Register y * 2^(-18 - octave) rounded, or y normalised: sigmoid needs no rounding, table a cycle for it."""
+        """Register y * 2^(-18 - octave) rounded, or y normalised: sigmoid needs no rounding, table a cycle for it.
+
+        The octave and the choice come with the argument.
+        """
         result = Signal(24, reset_less=True)
         m.d.comb += self.o.eq(result)
-        up = round_up(y[:2], y[2])
-        power = Cat(y[2:17], 126 - octave) + Cat(up, C(0, 14), y[18])
-
+        power = None if self.only == "sigmoid" else self._power(m, y, octave)
+        if self.only == "exp2":
+            m.d.sync += result.eq(power)
+            return
+        chosen = delay(m, chosen, Interpolator.LATENCY, name="chosen_late") if self.only is None else chosen
         sign = y[20] if self.only is None else C(0, 1)
         value, shift = normalise(m, Cat(y, C(0, 1))[:20], (16, 8, 4, 2, 1), name="normal", sign=sign)
         normal = value ^ sign.replicate(20)
         exponent = Signal(signed(10))
         m.d.comb += exponent.eq(self.exponent - shift)
+        normalised = Mux(normal[19], Cat(normal[4:19], exponent[:8]), 0)
+        if self.only == "sigmoid":
+            m.d.sync += result.eq(normalised)
+            return
         with m.If(~chosen):
-            m.d.sync += result.eq(Mux(octave > 24, 0, power[:23]))
+            m.d.sync += result.eq(power)
         with m.Else():
-            m.d.sync += result.eq(Mux(normal[19], Cat(normal[4:19], exponent[:8]), 0))
-        if self.only is None:
-            below, upper = delay(m, normal[:4], 1, name="below"), delay(m, exponent[8:], 1, name="upper")
-            sign = delay(m, sign, 1, name="result_sign")
-            m.d.comb += self.o_table.eq(
-                rounded(
-                    m,
-                    sign=sign,
-                    exponent=Cat(result[15:23], upper).as_signed(),
-                    fraction=result[:15],
-                    up=round_up(below, result[0], sign),
-                    nonzero=delay(m, normal[19], 1, name="nonzero"),
-                    stages=1,
-                )
+            m.d.sync += result.eq(normalised)
+        below, upper = delay(m, normal[:4], 1, name="below"), delay(m, exponent[8:], 1, name="upper")
+        sign = delay(m, sign, 1, name="result_sign")
+        m.d.comb += self.o_table.eq(
+            rounded(
+                m,
+                sign=sign,
+                exponent=Cat(result[15:23], upper).as_signed(),
+                fraction=result[:15],
+                up=round_up(below, result[0], sign),
+                nonzero=delay(m, normal[19], 1, name="nonzero"),
+                stages=1,
             )
+        )
+
+    def _power(self, m, y, octave):
+        """Return y * 2^(-18 - octave) rounded."""
+        octave = delay(m, octave, Interpolator.LATENCY, name="octave")
+        up = round_up(y[:2], y[2])
+        power = Cat(y[2:17], 126 - octave) + Cat(up, C(0, 14), y[18])
+        return Mux(octave > 24, 0, power[:23])
 
 
 class Exp2(wiring.Component):
