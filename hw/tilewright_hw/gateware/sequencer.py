@@ -194,7 +194,7 @@ class InstructionFetch(wiring.Component):
             m.d.sync += [
                 self._loading.eq(1),
                 self._load_addr.eq(self.load.p.addr),
-                self._load_requests.eq((count + request_words - 1) >> ceil_log2(request_words)),
+                self._load_requests.eq((count + (request_words - 1)) >> ceil_log2(request_words)),
                 place.eq(0),
             ]
         with m.If(self._for_table & self.i_fetch.valid):

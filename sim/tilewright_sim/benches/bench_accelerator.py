@@ -6,7 +6,7 @@ Every channel pauses at random; reads and writes outside memory are answered wit
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import cocotb
@@ -24,7 +24,9 @@ from tilewright_sim.golden.tiles import NibbleRows
 
 CONFIG = AcceleratorConfig.resolve(parameters()["config"])
 SIZE = 1 << 15
-PROGRAM, DATA, RESULT = 0x0000, 0x1000, 0x6000
+PROGRAM, DATA, TABLES, RESULT = 0x0000, 0x1000, 0x5000, 0x6000
+BASES = {"BASE3_LO": RESULT, "BASE5_LO": TABLES}
+"""Base registers of `patched`; the others are 0."""
 
 
 class System:
@@ -80,10 +82,10 @@ class System:
         for name, value in values.items():
             await self.host.write_dword(REGISTERS[name].address, value)
 
-    async def start(self, image: NDArray[np.uint8]) -> None:
-        """Put a program and its data into memory, and start."""
+    async def start(self, image: NDArray[np.uint8], **registers: int) -> None:
+        """Put a program and its data into memory, write registers, and start."""
         self.memory[:] = image.tobytes()
-        await self.put(PROGRAM_LO=PROGRAM, IRQ_ENABLE=3, IRQ_STATUS=3, CONTROL=1)
+        await self.put(**registers, PROGRAM_LO=PROGRAM, IRQ_ENABLE=3, IRQ_STATUS=3, CONTROL=1)
 
     async def interrupt(self, limit: int = 30_000) -> None:
         """Wait for the interrupt."""
@@ -93,10 +95,10 @@ class System:
                 return
         raise AssertionError(f"no interrupt within {limit} cycles")
 
-    async def run(self, image: NDArray[np.uint8]) -> None:
+    async def run(self, image: NDArray[np.uint8], **registers: int) -> None:
         """Run a program to its end, and compare memory with the golden device's."""
-        wanted = golden_memory(image)  # first, as it says what is wrong with a program that may not run
-        await self.start(image)
+        wanted = golden_memory(image, registers)  # first, as it says what is wrong with a program that may not run
+        await self.start(image, **registers)
         await self.interrupt()
         assert await self.get("STATUS") == 2
         assert await self.get("IRQ_STATUS") == 1
@@ -121,13 +123,13 @@ class System:
             assert 0 < busy < cycles if unit in used else busy == 0, f"{unit.name} was busy for {busy} of {cycles}"
 
 
-def golden_memory(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return memory after the golden device has run the program in it."""
+def golden_memory(image: NDArray[np.uint8], registers: Mapping[str, int]) -> NDArray[np.uint8]:
+    """Return memory after the golden device, with these registers, has run the program in it."""
     device = GoldenDevice(CONFIG, check=True)
     device.allocate(SIZE)
     device.write_memory(0, image)
-    device.write_register(REGISTERS["PROGRAM_LO"].address, PROGRAM)
-    device.write_register(REGISTERS["CONTROL"].address, 1)
+    for name, value in {**registers, "PROGRAM_LO": PROGRAM, "CONTROL": 1}.items():
+        device.write_register(REGISTERS[name].address, value)
     device.wait(10_000)
     assert device.read_register(REGISTERS["STATUS"].address) == 2
     return device.read_memory(0, SIZE)
@@ -255,6 +257,39 @@ def weights_ahead(m: int) -> list[Instruction]:
     ]
 
 
+def patched(m: int, registers: int) -> list[Instruction]:
+    """Return a program that stores where base registers and registers of its own say, which it loads twice."""
+    cols = CONFIG.cols
+
+    def stores(*registers: int) -> list[Instruction]:
+        return [
+            instruction
+            for register in registers
+            for instruction in (
+                Instruction(Op.VECTOR, sums(m, cols, dest=Dest.STORE_RAW), {Unit.MATRIX: 1}),
+                Instruction(
+                    Op.STORE,
+                    {**rows_of_words(m, cols, 0), "offset": 0, "base": 3},
+                    patches=[("offset", register)],
+                ),
+            )
+        ]
+
+    return [
+        Instruction(Op.LDREGS, {"base": 5, "count": registers}),
+        Instruction(Op.WEIGHT, {"offset": DATA, "bytes": CONFIG.tile_bytes, "count": 1}),
+        Instruction(Op.LOAD, {"offset": DATA, "bytes": up(m * CONFIG.row_slot), "count": 1, "dest": LoadDest.ACT}),
+        Instruction(
+            Op.MATMUL,
+            {"k": 1, "n": 1, "groups": 1, "rows_outer": m, "rows_inner": 1, "act_outer": 1},
+            {Unit.LOAD: 1},
+        ),
+        *stores(0, registers // 2, registers - 1),
+        Instruction(Op.LDREGS, {"base": 5, "offset": 0x200, "count": 2}),
+        *stores(0, 1),
+    ]
+
+
 def image_of(rng: random.Random, program: Iterable[Instruction]) -> NDArray[np.uint8]:
     """Return memory with a program, and noise everywhere else."""
     image = np.frombuffer(rng.randbytes(SIZE), np.uint8).copy()
@@ -304,6 +339,20 @@ async def test_weights_far_ahead(dut: Any) -> None:
     rng = generator("weights ahead")
     system = await System.started(dut, rng)
     await system.run(image_of(rng, weights_ahead(8)))
+
+
+@cocotb.test()
+@cocotb.parametrize(share=[0.0, 0.4])
+async def test_addresses_from_registers(dut: Any, share: float) -> None:
+    """Base registers, registers loaded from memory, and instructions that wait for them."""
+    rng = generator(f"registers {share}")
+    system = await System.started(dut, rng, share)
+    for registers in (5, 11):
+        image = image_of(rng, patched(2, registers))
+        places = np.array(rng.sample(range(0, RESULT // 3, 0x200), registers + 2), np.uint32)
+        for at, offsets in ((0, places[:-2]), (0x200, places[-2:])):
+            image[TABLES + at : TABLES + at + 4 * len(offsets)] = offsets.view(np.uint8)
+        await system.run(image, **BASES)
 
 
 ERRORS = {

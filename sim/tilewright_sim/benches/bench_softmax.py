@@ -71,7 +71,7 @@ class SoftmaxModel:
 
 def random_row(rng: random.Random) -> list[float]:
     """Return scores of some spread, of a random length."""
-    spread = rng.choice((0.0, 0.01, 1.0, 8.0, 1e4, 1e38, formats.MAX))
+    spread = rng.choice((0.0, 4 * formats.MIN, 0.01, 1.0, 8.0, 1e4, 1e38, formats.MAX))
     length = rng.choice((1, LENGTH, rng.randint(1, LENGTH)))
     return [rng.gauss(0, spread) if spread < 1e30 else rng.uniform(-spread, spread) for _ in range(length)]
 
@@ -83,6 +83,9 @@ EXTREMES = [
     # Times log2(e) both are above what there is, and so the same; in each lane.
     *([0.75 * formats.MAX] * lane + [formats.MAX, 0.75 * formats.MAX] for lane in range(LANES)),
     [formats.MIN, -formats.MIN, 0.0],
+    # Differences that are less than there is, and become 0.
+    [(1 + i / 8) * formats.MIN for i in range(LENGTH)],
+    [(LENGTH - i) / 8 * formats.MIN for i in range(LENGTH)],
     [0.0],
     [-25.0 / 1.4426950408889634, 0.0, -24.0],
 ]
