@@ -103,19 +103,20 @@ def rounded(m, *, sign, exponent, fraction, up, nonzero, stages=2):
     return result
 
 
-def normalise(m, value, steps, *, name, sign=0):
-    """Return `value` shifted left by those of `steps` whose leading bits are all `sign`, and the sum of the shifts.
+def normalise(m, value, steps, *, name, sign=None):
+    """Return `value` shifted left by those of `steps` whose leading bits are all `sign` (0), and the sum of the shifts.
 
     So a two's complement number without its sign bit may be normalised as it is, with no negation before: `value` ^
     `sign` is one less than the magnitude of a negative number, and `round_up` makes up for that.
     """
-    width, sign = len(value), Value.cast(sign)
+    width = len(value)
     shifts = []
     for step in steps:
         empty = Signal(name=f"{name}_empty{step}")
         shifted = Signal(width, name=f"{name}_shift{step}")
+        leading = value[width - step :]
         m.d.comb += [
-            empty.eq(~(value[width - step :] ^ sign[:1].replicate(step)).any()),
+            empty.eq(~(leading if sign is None else leading ^ sign[0].replicate(step)).any()),
             shifted.eq(Mux(empty, Cat(C(0, step), value[: width - step]), value)),
         ]
         value = shifted

@@ -218,7 +218,7 @@ class LaneFunction(wiring.Component):
 
         The octave and the choice come with the argument.
         """
-        result = Signal(24, reset_less=True)
+        result = Signal(24 if self.only is None else 23, reset_less=True)
         m.d.comb += self.o.eq(result)
         power = None if self.only == "sigmoid" else self._power(m, y, octave)
         if self.only == "exp2":
