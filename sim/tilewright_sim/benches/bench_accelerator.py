@@ -188,7 +188,7 @@ def row_operations(n: int) -> list[Instruction]:
     # Accumulators, scaled to come near one.
     acc = {**shape, "source": Source.ACC, "src_n": m, "src_m": 1, "scale": Scale.CONST, "const1": 0x3A800000}
     row = {**shape, "source": Source.ROW, "src": 3 * words, "const1": 0x3F800000, "const2": 0x3F80}
-    entries = {"n": 1, "m": m, "h": 6}
+    entries = {"n": 1, "m": m, "h": 8}
     reductions = (Reduce.SUMSQ, Reduce.SUM, Reduce.VAR, Reduce.ARGMAX, Reduce.MAX)
     stored = (
         {"func": Func.SIGMOID, "mul": Mul.SELF},
@@ -218,12 +218,13 @@ def row_operations(n: int) -> list[Instruction]:
             {Unit.MATRIX: 1, Unit.LOAD: 1},
         ),
         *(Instruction(Op.VECTOR, {**row, "reduce": kind, "red": 8 * i}) for i, kind in enumerate(reductions, 1)),
+        Instruction(Op.VECTOR, {**row, "src": 0, "reduce": Reduce.ARGMAX, "red": 56}),
         *(Instruction(Op.VECTOR, {**acc, **fields, "dest": Dest.STORE_FP32}) for fields in stored),
         *(store(0x200 * i, n=n, m=m, run=n, stride_m=4 * n) for i in range(len(stored))),
         Instruction(
             Op.VECTOR, {**entries, "limit": 1, "source": Source.STAT, "stat_m": 1, "stat_h": 8, "dest": Dest.STORE_RAW}
         ),
-        store(0xC00, **entries, run=1, stride_m=24, stride_h=4),
+        store(0xC00, **entries, run=1, stride_m=32, stride_h=4),
         # Smaller elements.
         Instruction(Op.VECTOR, {**row, "scale": Scale.CONST, "const1": 0x42000000, "dest": Dest.STORE_INT8}),
         store(0x1000 + CONFIG.bus_bytes, n=n, m=m, run=n, stride_m=up(n) + CONFIG.bus_bytes, element=Element.INT8),
@@ -300,9 +301,13 @@ def image_of(rng: random.Random, program: Iterable[Instruction]) -> NDArray[np.u
 
 
 def image_of_rows(rng: random.Random, n: int) -> NDArray[np.uint8]:
-    """Return memory with a program of row operations, with floats near one where it reads floats."""
+    """Return memory with a program of row operations, with floats near one where it reads floats.
+
+    The largest of them comes often, so that rows have more than one maximum.
+    """
     image = image_of(rng, row_operations(n))
     floats = [rng.getrandbits(1) << 31 | rng.randint(120, 130) << 23 | rng.getrandbits(23) for _ in range(0x400)]
+    floats = [130 << 23 | 0x7FFF00 if rng.random() < 0.25 else bits for bits in floats]
     image[DATA + 0x2000 : DATA + 0x3000] = np.array(floats, np.uint32).view(np.uint8)
     return image
 
