@@ -24,6 +24,7 @@ from tilewright_sim.golden.tiles import NibbleRows
 
 CONFIG = AcceleratorConfig.resolve(parameters()["config"])
 SIZE = 1 << 15
+OKAY, SLVERR = 0, 2
 PROGRAM, DATA, TABLES, RESULT = 0x0000, 0x1000, 0x5000, 0x6000
 BASES = {"BASE3_LO": RESULT, "BASE5_LO": TABLES}
 """Base registers of `patched`; the others are 0."""
@@ -57,6 +58,7 @@ class System:
             writes=CONFIG.writes_in_flight,
         )
         self.host_rules = AxiLiteRules(dut, "s_axil")
+        self.before = self.checker.count.copy()  # beats, at the last start
 
     @classmethod
     async def started(cls, dut: Any, rng: random.Random, share: float = 0.0) -> System:
@@ -85,6 +87,7 @@ class System:
     async def start(self, image: NDArray[np.uint8], **registers: int) -> None:
         """Put a program and its data into memory, write registers, and start."""
         self.memory[:] = image.tobytes()
+        self.before = self.checker.count.copy()
         await self.put(**registers, PROGRAM_LO=PROGRAM, IRQ_ENABLE=3, IRQ_STATUS=3, CONTROL=1)
 
     async def interrupt(self, limit: int = 30_000) -> None:
@@ -113,7 +116,7 @@ class System:
         assert not self.dut.irq.value
 
     async def check_counters(self, image: NDArray[np.uint8]) -> None:
-        """Compare the number of instructions, and see which units worked."""
+        """Compare the numbers of instructions and beats, and see which units worked, and waited."""
         codes = image[PROGRAM::BYTES].tolist()
         codes = codes[: codes.index(Op.END) + 1]
         assert await self.get("COUNT_INSTRUCTIONS") == len(codes)
@@ -121,6 +124,12 @@ class System:
         for unit in Unit:
             busy = await self.get(f"COUNT_{unit.name}_BUSY")
             assert 0 < busy < cycles if unit in used else busy == 0, f"{unit.name} was busy for {busy} of {cycles}"
+        beats = self.checker.count - self.before
+        assert (await self.get("COUNT_READ_BEATS"), await self.get("COUNT_WRITE_BEATS")) == (beats["r"], beats["w"])
+        # Products wait for rows, and row operations for products, in each of these programs.
+        for name in ("MATRIX_WAIT_DEPENDENCY", "VECTOR_WAIT_DEPENDENCY", "READ_IDLE", "FETCH_BEATS", "ARRAY_ROWS"):
+            count = await self.get(f"COUNT_{name}")
+            assert 0 < count < cycles, f"COUNT_{name} is {count} of {cycles} cycles"
 
 
 def golden_memory(image: NDArray[np.uint8], registers: Mapping[str, int]) -> NDArray[np.uint8]:
@@ -291,6 +300,59 @@ def patched(m: int, registers: int) -> list[Instruction]:
     ]
 
 
+def through_memory(m: int) -> list[Instruction]:
+    """Return a program that makes weights and activations of one product those of the next, by way of memory."""
+    rows, cols = CONFIG.rows, CONFIG.cols
+    matmul = {"k": 1, "n": 1, "groups": 1, "rows_inner": 1, "act_outer": 1}
+    tile, slot = {"n": cols, "run": cols, "stride_m": CONFIG.col_slot}, CONFIG.row_slot
+    bytes_ = {"h": 1, "element": Element.INT8}
+    quantise = {"scale": Scale.CONST, "const1": 0x3C000000, "dest": Dest.STORE_INT8}
+    weights, results = RESULT + 0x1000, RESULT + 0x1800
+    program = [
+        Instruction(Op.WEIGHT, {"offset": DATA, "bytes": CONFIG.tile_bytes, "count": 1}),
+        Instruction(Op.LOAD, {"offset": DATA + 0x800, "bytes": up(rows * slot), "count": 1, "dest": LoadDest.ACT}),
+        Instruction(Op.MATMUL, {**matmul, "rows_outer": rows}, {Unit.LOAD: 1}),
+        Instruction(Op.VECTOR, {**sums(rows, cols), **quantise}, {Unit.MATRIX: 1}),
+        Instruction(Op.STORE, {**bytes_, **tile, "m": rows, "offset": weights}),
+    ]
+    for bank in (1, 0):
+        program += [
+            Instruction(Op.WEIGHT, {"offset": weights, "bytes": CONFIG.tile_bytes, "count": 1}, {Unit.STORE: 1}),
+            Instruction(
+                Op.LOAD, {"offset": weights, "bytes": up(m * slot), "count": 1, "dest": LoadDest.ACT}, {Unit.STORE: 1}
+            ),
+            Instruction(Op.MATMUL, {**matmul, "rows_outer": m, "bank": bank}, {Unit.LOAD: 1, Unit.VECTOR: 1}),
+            Instruction(Op.VECTOR, {**sums(m, cols), **quantise, "bank": bank}, {Unit.MATRIX: 1}),
+            Instruction(Op.STORE, {**bytes_, **tile, "m": m, "offset": weights}, {Unit.WEIGHT: 1, Unit.LOAD: 1}),
+            Instruction(Op.VECTOR, {**sums(m, cols), "bank": bank, "dest": Dest.STORE_RAW}),
+            Instruction(Op.STORE, {**rows_of_words(m, cols, 0), "offset": results + 0x400 * bank}),
+        ]
+    return program
+
+
+def many_bursts(tiles: int) -> list[Instruction]:
+    """Return a program that reads each tile and each row by a burst of its own, more of them than any FIFO has room."""
+    m, cols = 1, CONFIG.cols
+    rows = up(CONFIG.row_slot)
+    matmul = {"k": tiles, "n": 1, "groups": 1, "rows_outer": m, "rows_inner": 1, "act_outer": tiles}
+    load = {"offset": DATA, "count": tiles, "stride": 64}
+    return [
+        Instruction(Op.LOAD, {**load, "bytes": rows, "dst_stride": 1, "dest": LoadDest.ACT}),
+        Instruction(Op.WEIGHT, {**load, "bytes": CONFIG.tile_bytes}),
+        Instruction(Op.MATMUL, matmul, {Unit.LOAD: 1}),
+        Instruction(Op.LOAD, {**load, "offset": DATA + 16, "bytes": CONFIG.tile_bytes, "dest": LoadDest.STREAM}),
+        Instruction(Op.MATMUL, {**matmul, "stream": 1, "bank": 1}),
+        *(
+            instruction
+            for bank in (0, 1)
+            for instruction in (
+                Instruction(Op.VECTOR, sums(m, cols, bank=bank, dest=Dest.STORE_RAW), {Unit.MATRIX: 2 - bank}),
+                Instruction(Op.STORE, rows_of_words(m, cols, 0x1000 * bank)),
+            )
+        ),
+    ]
+
+
 def image_of(rng: random.Random, program: Iterable[Instruction]) -> NDArray[np.uint8]:
     """Return memory with a program, and noise everywhere else."""
     image = np.frombuffer(rng.randbytes(SIZE), np.uint8).copy()
@@ -325,6 +387,14 @@ async def test_registers(dut: Any) -> None:
     assert {name: await system.get(name) for name in values} == values
     assert await system.get("IDENTITY") == IDENTITY
     assert await system.get("IRQ_ENABLE") == 2
+    for address, write, read in (
+        (REGISTERS["IRQ_ENABLE"].address, OKAY, OKAY),
+        (REGISTERS["IDENTITY"].address, SLVERR, OKAY),
+        (REGISTERS["CONTROL"].address, OKAY, OKAY),
+        (0xFF8, SLVERR, SLVERR),
+    ):
+        answers = (await system.host.write(address, bytes(4)), await system.host.read(address, 4))
+        assert [answer.resp for answer in answers] == [write, read], f"{address:#x}: {answers}"
     await system.reset()
     assert await system.get("BASE0_LO") == await system.get("IRQ_ENABLE") == await system.get("STATUS") == 0
 
@@ -344,6 +414,23 @@ async def test_weights_far_ahead(dut: Any) -> None:
     rng = generator("weights ahead")
     system = await System.started(dut, rng)
     await system.run(image_of(rng, weights_ahead(8)))
+
+
+@cocotb.test()
+@cocotb.parametrize(share=[0.0, 0.4])
+async def test_results_that_are_read_again(dut: Any, share: float) -> None:
+    """What one product has stored is the next one's weights and activations."""
+    rng = generator(f"read again {share}")
+    system = await System.started(dut, rng, share)
+    for m in (1, 3):
+        await system.run(image_of(rng, through_memory(m)))
+
+
+@cocotb.test()
+async def test_many_bursts(dut: Any) -> None:
+    rng = generator("bursts")
+    system = await System.started(dut, rng, 0.1)
+    await system.run(image_of(rng, many_bursts(250)))
 
 
 @cocotb.test()
@@ -418,6 +505,18 @@ async def test_reset_in_the_middle(dut: Any) -> None:
         await system.reset(1)
         assert await system.get("STATUS") == 0
         await system.run(image_of(rng, product(2, 5, 6)))
+
+
+@cocotb.test()
+async def test_resets_at_any_moment(dut: Any) -> None:
+    """Resets of one cycle among products of one row, which soon end; then what needs to wait for another product."""
+    rng = generator("resets")
+    system = await System.started(dut, rng, 0.0)
+    for _ in range(60):
+        await system.start(image_of(rng, through_memory(1)))
+        await ClockCycles(dut.clk, rng.randint(50, 450))
+        await system.reset(1)
+        await system.run(image_of(rng, product(1, 5, 3)))
 
 
 @cocotb.test()
