@@ -521,12 +521,17 @@ async def test_reset_in_the_middle(dut: Any) -> None:
 
 @cocotb.test()
 async def test_resets_at_any_moment(dut: Any) -> None:
-    """Resets of one cycle among products of one row, which soon end; then what needs to wait for another product."""
+    """Resets of one cycle: of a program that repeats itself, in each of its cycles; and at random ones of another.
+
+    What follows needs to wait for a product, and ends when as many have ended as there were.
+    """
     rng = generator("resets")
     system = await System.started(dut, rng, 0.0)
-    for _ in range(60):
-        await system.start(image_of(rng, rng.choice((through_memory(1), small_products(50)))))
-        await ClockCycles(dut.clk, rng.randint(50, 450))
+    moments = [(small_products(50), cycles) for cycles in range(400, 480)]
+    moments += [(through_memory(1), rng.randint(50, 450)) for _ in range(20)]
+    for program, cycles in moments:
+        await system.start(image_of(rng, program))
+        await ClockCycles(dut.clk, cycles)
         await system.reset(1)
         await system.run(image_of(rng, product(1, 5, 3)))
 
