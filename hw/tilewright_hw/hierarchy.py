@@ -98,7 +98,11 @@ class _Emitter:
 
     def add(self, fragment: Any, component: Component, name: str | None = None) -> _Module:
         """Emit a component, unless an equal one was; return its module."""
-        children = [] if _is_transformed(fragment) else self._replace_submodules(fragment)
+        if _is_transformed(fragment):
+            self._rename_inner_ports(fragment)
+            children = []
+        else:
+            children = self._replace_submodules(fragment)
         text = _convert(fragment, component)
         source = type(component).__name__
         module = self._known.get((source, text))
@@ -145,6 +149,14 @@ class _Emitter:
             if isinstance(value, Signal):
                 self._renamed.append((value, value.name))
                 value.name = f"{instance}__{port}"
+
+    def _rename_inner_ports(self, fragment: Any) -> None:
+        """Call ports so in all of a component that is emitted whole, where instances have them by these names."""
+        for child, name, _ in fragment.subfragments:
+            component = _component(child)
+            if component is not None:
+                self._rename_ports(component, str(name))
+            self._rename_inner_ports(child)
 
     def restore_names(self) -> None:
         """Give the signals back the names that they had."""

@@ -87,9 +87,12 @@ def test_a_component_that_was_typed_at_a_prompt():
 
 
 def test_what_clock_enables_reach_into_stays_whole():
-    found = modules(export_block(Gated(), "top"))
+    text = export_block(Gated(), "top")
+    found = modules(text)
     assert set(found) == {"top", "top_Gated", "top_Gated__adder"}
     assert "awake" in found["top_Gated__adder"]
+    assert "adder__i" in found["top_Gated__adder"]  # as in what contains it, which has an `i` of its own
+    assert not re.search(r"^  wire .*\w\$\d", text, re.M)
 
 
 @pytest.mark.filterwarnings("ignore::amaranth.UnusedElaboratable")
