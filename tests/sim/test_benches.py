@@ -88,6 +88,9 @@ def test_a_planted_bug_is_found(tmp_path):
     text = export_block(StreamFifo(13, 5), "stream_fifo")
     wrong = text.replace("(i_payload)", "({i_payload[12:1], 1'h0})")
     assert wrong != text
+    # A head as others write it: the Verilog may be from elsewhere.
+    wrong = wrong.replace("\nmodule stream_fifo(", "\nmodule stream_fifo #(parameter OTHERS = 1) (")
+    assert "OTHERS" in wrong
     (tmp_path / "wrong.v").write_text(wrong)
     with pytest.raises(BenchError, match=r"stream_fifo: [1-9] of [0-9]+ tests failed in verilator with seed 1"):
         run_bench("stream_fifo", directory=tmp_path / "build", verilog=tmp_path / "wrong.v")

@@ -174,9 +174,8 @@ class BurstSplitter(wiring.Component):
             end.eq(self.i.p.addr[:inside] + self.i.p.last_byte),
             self.i.ready.eq(~self.o.valid | (self.o.ready & final)),
             self.o.p.addr.eq(Cat(Const(0, word), first[word:], block)),
-            self.o.p.len.eq(
-                (Mux(final, last[word:], self.beats - 1) - first[word:])[: inside - word]
-            ),  # never negative
+            # Never negative: it has no bits of a sign.
+            self.o.p.len.eq((Mux(final, last[word:], self.beats - 1) - first[word:])[: inside - word]),
             self.o.p.run_end.eq(final),
             self.o.p.end.eq(final & of_last_run),
             self.o.p.tag.eq(tag),

@@ -12,6 +12,7 @@ from typing import Any
 import cocotb
 import numpy as np
 from cocotb.triggers import ClockCycles, RisingEdge
+from cocotbext.axi import AxiResp
 from numpy.typing import NDArray
 
 from tilewright_hw.arch import REGISTERS, AcceleratorConfig, ErrorCode, Instruction, Op, Unit, assemble
@@ -24,7 +25,6 @@ from tilewright_sim.golden.tiles import NibbleRows
 
 CONFIG = AcceleratorConfig.resolve(parameters()["config"])
 SIZE = 1 << 15
-OKAY, SLVERR = 0, 2
 PROGRAM, DATA, TABLES, RESULT = 0x0000, 0x1000, 0x5000, 0x6000
 BASES = {"BASE3_LO": RESULT, "BASE5_LO": TABLES}
 """Base registers of `patched`; the others are 0."""
@@ -58,7 +58,6 @@ class System:
             writes=CONFIG.writes_in_flight,
         )
         self.host_rules = AxiLiteRules(dut, "s_axil")
-        self.before = self.checker.count.copy()  # beats, at the last start
 
     @classmethod
     async def started(cls, dut: Any, rng: random.Random, share: float = 0.0) -> System:
@@ -83,13 +82,20 @@ class System:
         """Write registers, in order."""
         for name, value in values.items():
             answer = await self.host.write(REGISTERS[name].address, value.to_bytes(4, "little"))
-            assert answer.resp == (SLVERR if REGISTERS[name].access == "ro" else OKAY), f"{name}: {answer}"
+            wanted = AxiResp.SLVERR if REGISTERS[name].access == "ro" else AxiResp.OKAY
+            assert answer.resp == wanted, f"{name}: {answer}"
 
     async def start(self, image: NDArray[np.uint8], **registers: int) -> None:
         """Put a program and its data into memory, write registers, and start."""
         self.memory[:] = image.tobytes()
-        self.before = self.checker.count.copy()
+        self.checker.count.clear()
         await self.put(**registers, PROGRAM_LO=PROGRAM, IRQ_ENABLE=3, IRQ_STATUS=3, CONTROL=1)
+
+    async def cut_short(self, image: NDArray[np.uint8], cycles: int) -> None:
+        """Start a program, and reset for one cycle after so many."""
+        await self.start(image)
+        await ClockCycles(self.dut.clk, cycles)
+        await self.reset(1)
 
     async def interrupt(self, limit: int = 30_000) -> None:
         """Wait for the interrupt."""
@@ -125,7 +131,7 @@ class System:
         for unit in Unit:
             busy = await self.get(f"COUNT_{unit.name}_BUSY")
             assert 0 < busy < cycles if unit in used else busy == 0, f"{unit.name} was busy for {busy} of {cycles}"
-        beats = self.checker.count - self.before
+        beats = self.checker.count
         assert (await self.get("COUNT_READ_BEATS"), await self.get("COUNT_WRITE_BEATS")) == (beats["r"], beats["w"])
         for name in ("READ_IDLE", "FETCH_BEATS", "ARRAY_ROWS"):
             count = await self.get(f"COUNT_{name}")
@@ -149,6 +155,11 @@ def up(size: int) -> int:
     return -(-size // CONFIG.bus_bytes) * CONFIG.bus_bytes
 
 
+def rows_by_tiles(m: int, k: int = 1, **fields: int) -> dict[str, int]:
+    """Return the fields of a MATMUL of m rows of k activation words with k tiles, one column of them if not told."""
+    return {"k": k, "n": 1, "groups": 1, "rows_outer": m, "rows_inner": 1, "act_outer": k, **fields}
+
+
 def sums(m: int, n: int, **fields: int) -> dict[str, int]:
     """Return the fields of a VECTOR that takes m rows of n accumulators, as a product leaves them."""
     return {"source": Source.ACC, "n": n, "m": m, "h": 1, "limit": n, "src_n": m, "src_m": 1, **fields}
@@ -158,6 +169,14 @@ def rows_of_words(m: int, n: int, at: int) -> dict[str, int]:
     """Return the fields of a STORE that writes m rows of n words, one after the other."""
     offset = RESULT + at
     return {"n": n, "m": m, "h": 1, "run": n, "stride_m": 4 * n, "element": Element.FP32, "offset": offset}
+
+
+def stored_sums(m: int, n: int, at: int, *, bank: int = 0, wait: int = 1) -> list[Instruction]:
+    """Return what stores m rows of n sums of a bank, once the product `wait` products ago is complete."""
+    return [
+        Instruction(Op.VECTOR, sums(m, n, bank=bank, dest=Dest.STORE_RAW), {Unit.MATRIX: wait}),
+        Instruction(Op.STORE, rows_of_words(m, n, at)),
+    ]
 
 
 def product(m: int, k: int, n: int) -> list[Instruction]:
@@ -171,13 +190,8 @@ def product(m: int, k: int, n: int) -> list[Instruction]:
         Instruction(Op.WEIGHT, {"offset": DATA, "bytes": tiles, "count": 1}),
         Instruction(Op.LOAD, {"offset": DATA + 0x1000, "bytes": rows, "count": 1, "dest": LoadDest.ACT}),
         Instruction(Op.LOAD, {"offset": DATA + 0x2000, "bytes": up(4 * n), "count": 1, "dest": LoadDest.PARAM}),
-        Instruction(
-            Op.MATMUL,
-            {"k": k_tiles, "n": n_tiles, "groups": 1, "rows_outer": m, "rows_inner": 1, "act_outer": k_tiles},
-            {Unit.LOAD: 2},
-        ),
-        Instruction(Op.VECTOR, sums(m, n, dest=Dest.STORE_RAW), {Unit.MATRIX: 1}),
-        Instruction(Op.STORE, rows_of_words(m, n, 0)),
+        Instruction(Op.MATMUL, rows_by_tiles(m, k_tiles, n=n_tiles), {Unit.LOAD: 2}),
+        *stored_sums(m, n, 0),
         Instruction(Op.VECTOR, sums(m, n, param=1, dest=Dest.STORE_FP32), {Unit.MATRIX: 1, Unit.LOAD: 1}),
         Instruction(Op.STORE, rows_of_words(m, n, 0x1000)),
     ]
@@ -192,7 +206,6 @@ def row_operations(n: int) -> list[Instruction]:
     rows, cols, lanes = CONFIG.rows, CONFIG.cols, CONFIG.lanes
     m, words, tiles = 3, -(-n // lanes), -(-n // cols)
     weights = {"format": 1, "rows": rows * tiles, "bytes": NibbleRows.run_bytes(CONFIG, rows * tiles), "count": 1}
-    matmul = {"k": 1, "groups": 1, "rows_outer": m, "rows_inner": 1, "act_outer": 1}
     shape = {"n": n, "m": m, "h": 1, "limit": n, "src_m": words, "dst_m": words, "stat_m": 1, "red_m": 1}
     # Accumulators, scaled to come near one.
     acc = {**shape, "source": Source.ACC, "src_n": m, "src_m": 1, "scale": Scale.CONST, "const1": 0x3A800000}
@@ -219,7 +232,7 @@ def row_operations(n: int) -> list[Instruction]:
         load(LoadDest.ACT, 0x1000, m * CONFIG.row_slot),
         load(LoadDest.ROW, 0x2000, 4 * m * words * lanes),
         load(LoadDest.PARAM, 0x2800, 2 * n, format=1),
-        Instruction(Op.MATMUL, {**matmul, "n": tiles}, {Unit.LOAD: 3}),
+        Instruction(Op.MATMUL, rows_by_tiles(m, n=tiles), {Unit.LOAD: 3}),
         # Rows of the row buffer plus products; then what norms are made of.
         Instruction(
             Op.VECTOR,
@@ -242,9 +255,8 @@ def row_operations(n: int) -> list[Instruction]:
         # Quantised rows times transposed tiles.
         Instruction(Op.VECTOR, {**row, "n": rows, "limit": rows, "dest": Dest.ACT, "dst": 8, "dst_m": 1}),
         load(LoadDest.STREAM, 0x3000, CONFIG.transposed_tile_bytes, transpose=1),
-        Instruction(Op.MATMUL, {**matmul, "n": 1, "act": 8, "stream": 1, "bank": 1}, {Unit.VECTOR: 1}),
-        Instruction(Op.VECTOR, sums(m, cols, bank=1, dest=Dest.STORE_RAW), {Unit.MATRIX: 1}),
-        Instruction(Op.STORE, rows_of_words(m, cols, 0xE00)),
+        Instruction(Op.MATMUL, rows_by_tiles(m, act=8, stream=1, bank=1), {Unit.VECTOR: 1}),
+        *stored_sums(m, cols, 0xE00, bank=1),
     ]
 
 
@@ -256,29 +268,26 @@ def weights_ahead(m: int) -> list[Instruction]:
     tile, queue = CONFIG.tile_bytes, CONFIG.queue_depth + 5
     tiles = 3 * CONFIG.weight_fifo_bytes // tile
     rows, cols = up(m * tiles * CONFIG.row_slot), CONFIG.cols
-    matmul = {"n": 1, "groups": 1, "rows_outer": m, "rows_inner": 1, "act_outer": tiles}
     return [
         Instruction(Op.WEIGHT, {"offset": DATA, "bytes": tile, "count": tiles, "stride": CONFIG.bus_bytes}),
         Instruction(Op.LOAD, {"offset": DATA, "bytes": rows, "count": 1, "dest": LoadDest.ACT}),
-        Instruction(Op.MATMUL, {**matmul, "k": tiles}, {Unit.LOAD: 1}),
+        Instruction(Op.MATMUL, rows_by_tiles(m, tiles), {Unit.LOAD: 1}),
         *(Instruction(Op.WEIGHT, {"offset": DATA + 64 * i, "bytes": tile, "count": 1}) for i in range(queue)),
-        Instruction(Op.MATMUL, {**matmul, "k": queue, "bank": 1}),
-        Instruction(Op.VECTOR, sums(m, cols, dest=Dest.STORE_RAW), {Unit.MATRIX: 2}),
-        Instruction(Op.STORE, rows_of_words(m, cols, 0)),
-        Instruction(Op.VECTOR, sums(m, cols, bank=1, dest=Dest.STORE_RAW), {Unit.MATRIX: 1}),
-        Instruction(Op.STORE, rows_of_words(m, cols, 0x1000)),
+        # Of rows that are as far apart as the first ones.
+        Instruction(Op.MATMUL, rows_by_tiles(m, queue, act_outer=tiles, bank=1)),
+        *stored_sums(m, cols, 0, wait=2),
+        *stored_sums(m, cols, 0x1000, bank=1),
     ]
 
 
 def small_products(count: int) -> list[Instruction]:
     """Return a program of products of one row with one tile, one after the other."""
-    matmul = {"k": 1, "n": 1, "groups": 1, "rows_outer": 1, "rows_inner": 1, "act_outer": 1}
     rows = up(CONFIG.row_slot)
     return [
         Instruction(Op.LOAD, {"offset": DATA, "bytes": rows, "count": 1, "dest": LoadDest.ACT}),
         Instruction(Op.WEIGHT, {"offset": DATA, "bytes": CONFIG.tile_bytes, "count": count}),
-        Instruction(Op.MATMUL, matmul, {Unit.LOAD: 1}),
-        *(Instruction(Op.MATMUL, matmul) for _ in range(count - 1)),
+        Instruction(Op.MATMUL, rows_by_tiles(1), {Unit.LOAD: 1}),
+        *(Instruction(Op.MATMUL, rows_by_tiles(1)) for _ in range(count - 1)),
     ]
 
 
@@ -304,11 +313,7 @@ def patched(m: int, registers: int) -> list[Instruction]:
         Instruction(Op.LDREGS, {"base": 5, "count": registers}),
         Instruction(Op.WEIGHT, {"offset": DATA, "bytes": CONFIG.tile_bytes, "count": 1}),
         Instruction(Op.LOAD, {"offset": DATA, "bytes": up(m * CONFIG.row_slot), "count": 1, "dest": LoadDest.ACT}),
-        Instruction(
-            Op.MATMUL,
-            {"k": 1, "n": 1, "groups": 1, "rows_outer": m, "rows_inner": 1, "act_outer": 1},
-            {Unit.LOAD: 1},
-        ),
+        Instruction(Op.MATMUL, rows_by_tiles(m), {Unit.LOAD: 1}),
         *stores(0, registers // 2, registers - 1),
         Instruction(Op.LDREGS, {"base": 5, "offset": 0x200, "count": 2}),
         *stores(0, 1),
@@ -318,15 +323,14 @@ def patched(m: int, registers: int) -> list[Instruction]:
 def through_memory(m: int) -> list[Instruction]:
     """Return a program that makes weights and activations of one product those of the next, by way of memory."""
     rows, cols = CONFIG.rows, CONFIG.cols
-    matmul = {"k": 1, "n": 1, "groups": 1, "rows_inner": 1, "act_outer": 1}
     tile, slot = {"n": cols, "run": cols, "stride_m": CONFIG.col_slot}, CONFIG.row_slot
     bytes_ = {"h": 1, "element": Element.INT8}
     quantise = {"scale": Scale.CONST, "const1": 0x3C000000, "dest": Dest.STORE_INT8}
-    weights, results = RESULT + 0x1000, RESULT + 0x1800
+    weights = RESULT + 0x1000
     program = [
         Instruction(Op.WEIGHT, {"offset": DATA, "bytes": CONFIG.tile_bytes, "count": 1}),
         Instruction(Op.LOAD, {"offset": DATA + 0x800, "bytes": up(rows * slot), "count": 1, "dest": LoadDest.ACT}),
-        Instruction(Op.MATMUL, {**matmul, "rows_outer": rows}, {Unit.LOAD: 1}),
+        Instruction(Op.MATMUL, rows_by_tiles(rows), {Unit.LOAD: 1}),
         Instruction(Op.VECTOR, {**sums(rows, cols), **quantise}, {Unit.MATRIX: 1}),
         Instruction(Op.STORE, {**bytes_, **tile, "m": rows, "offset": weights}),
     ]
@@ -336,35 +340,27 @@ def through_memory(m: int) -> list[Instruction]:
             Instruction(
                 Op.LOAD, {"offset": weights, "bytes": up(m * slot), "count": 1, "dest": LoadDest.ACT}, {Unit.STORE: 1}
             ),
-            Instruction(Op.MATMUL, {**matmul, "rows_outer": m, "bank": bank}, {Unit.LOAD: 1, Unit.VECTOR: 1}),
+            Instruction(Op.MATMUL, rows_by_tiles(m, bank=bank), {Unit.LOAD: 1, Unit.VECTOR: 1}),
             Instruction(Op.VECTOR, {**sums(m, cols), **quantise, "bank": bank}, {Unit.MATRIX: 1}),
             Instruction(Op.STORE, {**bytes_, **tile, "m": m, "offset": weights}, {Unit.WEIGHT: 1, Unit.LOAD: 1}),
             Instruction(Op.VECTOR, {**sums(m, cols), "bank": bank, "dest": Dest.STORE_RAW}),
-            Instruction(Op.STORE, {**rows_of_words(m, cols, 0), "offset": results + 0x400 * bank}),
+            Instruction(Op.STORE, rows_of_words(m, cols, 0x1800 + 0x400 * bank)),
         ]
     return program
 
 
 def many_bursts(tiles: int) -> list[Instruction]:
     """Return a program that reads each tile and each row by a burst of its own, more of them than any FIFO has room."""
-    m, cols = 1, CONFIG.cols
-    rows = up(CONFIG.row_slot)
-    matmul = {"k": tiles, "n": 1, "groups": 1, "rows_outer": m, "rows_inner": 1, "act_outer": tiles}
+    cols, rows = CONFIG.cols, up(CONFIG.row_slot)
     load = {"offset": DATA, "count": tiles, "stride": 64}
     return [
         Instruction(Op.LOAD, {**load, "bytes": rows, "dst_stride": 1, "dest": LoadDest.ACT}),
         Instruction(Op.WEIGHT, {**load, "bytes": CONFIG.tile_bytes}),
-        Instruction(Op.MATMUL, matmul, {Unit.LOAD: 1}),
+        Instruction(Op.MATMUL, rows_by_tiles(1, tiles), {Unit.LOAD: 1}),
         Instruction(Op.LOAD, {**load, "offset": DATA + 16, "bytes": CONFIG.tile_bytes, "dest": LoadDest.STREAM}),
-        Instruction(Op.MATMUL, {**matmul, "stream": 1, "bank": 1}),
-        *(
-            instruction
-            for bank in (0, 1)
-            for instruction in (
-                Instruction(Op.VECTOR, sums(m, cols, bank=bank, dest=Dest.STORE_RAW), {Unit.MATRIX: 2 - bank}),
-                Instruction(Op.STORE, rows_of_words(m, cols, 0x1000 * bank)),
-            )
-        ),
+        Instruction(Op.MATMUL, rows_by_tiles(1, tiles, stream=1, bank=1)),
+        *stored_sums(1, cols, 0, wait=2),
+        *stored_sums(1, cols, 0x1000, bank=1),
     ]
 
 
@@ -404,7 +400,7 @@ async def test_registers(dut: Any) -> None:
     assert await system.get("IDENTITY") == IDENTITY
     assert await system.get("IRQ_ENABLE") == 2
     answers = (await system.host.write(0xFF8, bytes(4)), await system.host.read(0xFF8, 4))
-    assert [answer.resp for answer in answers] == [SLVERR, SLVERR], f"no register: {answers}"
+    assert [answer.resp for answer in answers] == [AxiResp.SLVERR] * 2, f"no register: {answers}"
     await system.reset()
     assert await system.get("BASE0_LO") == await system.get("IRQ_ENABLE") == await system.get("STATUS") == 0
 
@@ -512,9 +508,7 @@ async def test_reset_in_the_middle(dut: Any) -> None:
     rng = generator("reset")
     system = await System.started(dut, rng, 0.2)
     for cycles in (1, 5, *(rng.randint(10, 600) for _ in range(8))):
-        await system.start(image_of(rng, product(3, 9, 9)))
-        await ClockCycles(dut.clk, cycles)
-        await system.reset(1)
+        await system.cut_short(image_of(rng, product(3, 9, 9)), cycles)
         assert await system.get("STATUS") == 0
         await system.run(image_of(rng, product(2, 5, 6)))
 
@@ -530,9 +524,7 @@ async def test_resets_at_any_moment(dut: Any) -> None:
     moments = [(small_products(50), cycles) for cycles in range(400, 480)]
     moments += [(through_memory(1), rng.randint(50, 450)) for _ in range(20)]
     for program, cycles in moments:
-        await system.start(image_of(rng, program))
-        await ClockCycles(dut.clk, cycles)
-        await system.reset(1)
+        await system.cut_short(image_of(rng, program), cycles)
         await system.run(image_of(rng, product(1, 5, 3)))
 
 
@@ -542,7 +534,5 @@ async def test_reset_among_row_operations(dut: Any) -> None:
     rng = generator("reset of rows")
     system = await System.started(dut, rng, 0.1)
     for _ in range(8):
-        await system.start(image_of_rows(rng, 2 * CONFIG.cols))
-        await ClockCycles(dut.clk, rng.randint(100, 1500))
-        await system.reset(1)
+        await system.cut_short(image_of_rows(rng, 2 * CONFIG.cols), rng.randint(100, 1500))
         await system.run(image_of_rows(rng, CONFIG.cols + 2))

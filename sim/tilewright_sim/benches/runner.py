@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -108,6 +107,16 @@ BENCHES: dict[str, Bench] = {
 """Benches by name."""
 
 
+def _export(bench: Bench, name: str, values: Mapping[str, Any]) -> str:
+    """Return the Verilog of a bench's design; BenchError if it has no clock."""
+    from tilewright_sim.package.files import ports_of
+
+    text = bench.verilog(name, **values)
+    if all(port.name != "clk" for port in ports_of(text, name)):
+        raise BenchError(f"{name} has no port clk, which a bench needs: in some sizes a block is nothing but wires")
+    return text
+
+
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
     """Have these environment variables for a while: cocotb's runner takes its tools from there."""
@@ -186,9 +195,7 @@ def run_bench(
     with contextlib.ExitStack() as stack:
         if directory is None:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix=f"tilewright-{name}-"))
-        text = Path(verilog).read_text() if verilog else bench.verilog(name, **values)
-        if not re.search(rf"^module {name} ?\([^;]*\bclk\b", text, re.M):
-            raise BenchError(f"{name} has no port clk, which a bench needs: in some sizes a block is nothing but wires")
+        text = Path(verilog).read_text() if verilog else _export(bench, name, values)
         built = build(name, values, text, Path(directory), simulator=simulator, waves=waves)
         count, failed = built.test(f"{__package__}.{bench.module}", seed=seed, tests=tests)
     if failed or not count:
